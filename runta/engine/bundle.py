@@ -1,0 +1,217 @@
+"""What runc is told: config.json and CRIU's options of one runtime. Values only; nothing is written here.
+
+Sources: the OCI runtime specification (config.md, config-linux.md), runc's docs/checkpoint-restore.md, criu(8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runta.layout import RuntimeDir
+from runta.models import DEFAULT_PIDS_MAX, IdMap, Resources
+
+GUEST_DIR = "/run/runta"
+"""Where the runtime's `run` directory appears inside: the init's binary and socket, the generation file."""
+GUEST_INIT = f"{GUEST_DIR}/init"
+_CPU_PERIOD_US = 100_000
+_MIB = 1 << 20
+
+# Docker's default set without NET_RAW and MKNOD: nothing a build or a test needs is lost, and less can be reached.
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+)
+
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+# CRIU can't dump io_uring; libraries fall back when it is refused with ENOSYS, as on a kernel without it.
+_ENOSYS = 38
+_EPERM = 1
+_IO_URING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+# Ways into the kernel that no sandbox needs and that Docker's profile refuses to an unprivileged container too.
+_REFUSED = (
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "get_kernel_syms",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "uselib",
+    "userfaultfd",
+    "vhangup",
+)
+
+
+def compose_config(
+    *,
+    runtime_id: str,
+    name: str,
+    runtime_dir: RuntimeDir,
+    resources: Resources,
+    ids: IdMap,
+    cgroups_path: str,
+    hook: Sequence[str],
+    limited: bool,
+) -> dict[str, Any]:
+    """config.json of a runtime.
+
+    `limited` false leaves cpu and pids free: CRIU and its helpers run inside the new cgroup during a restore, and the limits
+    are set afterwards.
+    """
+    mapping = [{"containerID": 0, "hostID": ids.start, "size": ids.size}]
+    return {
+        "ociVersion": "1.0.2",
+        "process": _compose_process(),
+        "root": {"path": str(runtime_dir.merged), "readonly": False},
+        "hostname": name,
+        "mounts": _compose_mounts(runtime_dir),
+        "hooks": {"createRuntime": [{"path": hook[0], "args": list(hook), "timeout": 30}]},
+        "annotations": {"org.criu.config": str(runtime_dir.criu_conf), "dev.runta.id": runtime_id},
+        "linux": {
+            "uidMappings": mapping,
+            "gidMappings": mapping,
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user")],
+            "cgroupsPath": cgroups_path,
+            "resources": compose_resources(resources, limited=limited),
+            "seccomp": compose_seccomp(),
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READONLY_PATHS),
+            "rootfsPropagation": "private",
+        },
+    }
+
+
+def _compose_process() -> dict[str, Any]:
+    capabilities = list(CAPABILITIES)
+    return {
+        "terminal": False,
+        "user": {"uid": 0, "gid": 0},
+        "args": [GUEST_INIT],
+        "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "cwd": "/",
+        "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")},
+        "noNewPrivileges": True,
+    }
+
+
+def _compose_mounts(runtime_dir: RuntimeDir) -> list[dict[str, Any]]:
+    """Few: every tmpfs costs one `tar` at dump and at restore. /tmp and /run lie in the overlay."""
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        },
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        {
+            "destination": GUEST_DIR,
+            "type": "bind",
+            "source": str(runtime_dir.run),
+            "options": ["bind", "nosuid", "nodev", "rw", "private"],
+        },
+    ]
+
+
+def compose_resources(resources: Resources, *, limited: bool) -> dict[str, Any]:
+    """`linux.resources`: memory always, cpu and pids only where `limited`."""
+    limits: dict[str, Any] = {"memory": {"limit": resources.memory_limit_mib * _MIB}}
+    if limited:
+        limits["cpu"] = {"quota": resources.vcpus * _CPU_PERIOD_US, "period": _CPU_PERIOD_US}
+        limits["pids"] = {"limit": DEFAULT_PIDS_MAX}
+    return limits
+
+
+def compose_seccomp() -> dict[str, Any]:
+    """Default allow with refusals: io_uring as if the kernel had none, ways into the kernel with EPERM."""
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": list(_IO_URING), "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
+            {"names": list(_REFUSED), "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM},
+        ],
+    }
+
+
+def compose_criu_options(extra: Mapping[str, str] | None = None) -> str:
+    """CRIU's options file: what runc's command line can't say, or says differently from version to version."""
+    options = {
+        "network-lock": "nftables",
+        "ghost-limit": str(1 << 30),
+        "link-remap": "",
+        "file-locks": "",
+        "manage-cgroups": "ignore",
+        "tcp-established": "",
+        **(extra or {}),
+    }
+    return "".join(f"{name} {value}".rstrip() + "\n" for name, value in options.items())
+
+
+def compose_hook(python: str, script: Path, socket: Path) -> tuple[str, ...]:
+    """The createRuntime hook: Python without site packages, so that it starts in milliseconds."""
+    return (python, "-I", "-S", "-E", str(script), str(socket))

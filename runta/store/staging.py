@@ -1,0 +1,63 @@
+"""Staging: everything the store keeps is written here first and comes into being by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_MODE_PRIVATE = 0o700
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def stage(staging: Path) -> Iterator[Path]:
+    """A fresh directory below `staging`, gone after the block; what the block renames away stays."""
+    place = staging / str(uuid.uuid4())
+    place.mkdir(mode=_MODE_PRIVATE)
+    try:
+        yield place
+    finally:
+        remove_tree(place)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory tree; a missing one is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def commit(staged: Path, place: Path) -> None:
+    """Give a staged directory its place: one rename, and the directory above it written out."""
+    staged.rename(place)
+    sync_directory(place.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Write out a directory's entries (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(path: Path) -> None:
+    """Write out everything of the file system that holds `path` (syncfs(2)): one call for a tree of many files."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"syncfs: {os.strerror(number)}", str(path))
+    finally:
+        os.close(fd)
+
+
+def sweep(staging: Path) -> None:
+    """Remove what a crash left in staging; called before anything is staged."""
+    for entry in staging.iterdir():
+        remove_tree(entry)
