@@ -5,10 +5,12 @@ Sources: the OCI runtime specification (config.md, config-linux.md), runc's docs
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runta.kernel.tree import LINK_REMAP
 from runta.layout import RuntimeDir
 from runta.models import DEFAULT_PIDS_MAX, IdMap, Resources
 
@@ -215,3 +217,15 @@ def compose_criu_options(extra: Mapping[str, str] | None = None) -> str:
 def compose_hook(python: str, script: Path, socket: Path) -> tuple[str, ...]:
     """The createRuntime hook: Python without site packages, so that it starts in milliseconds."""
     return (python, "-I", "-S", "-E", str(script), str(socket))
+
+
+def compose_post_dump(upper: Path, listing: Path) -> str:
+    """CRIU's action script of a dump: lists its link remaps, `inode path` each ended by NUL, before CRIU removes them.
+
+    CRIU starts it at every step; only post-dump with a link remap in the dump costs more than starting a shell.
+    """
+    return f"""#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
+grep -q {LINK_REMAP} "$CRTOOLS_IMAGE_DIR/files.img" || exit 0
+cd {shlex.quote(str(upper))} && exec find . -name '{LINK_REMAP}*' -printf '%i %p\\0' > {shlex.quote(str(listing))}
+"""

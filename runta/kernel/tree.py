@@ -18,7 +18,8 @@ from pathlib import Path
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 30
-_LINK_REMAP = "link_remap."
+LINK_REMAP = "link_remap."
+"""How CRIU names an open file whose own name is gone, while it dumps (criu, files-reg.c)."""
 _OVERLAY = "trusted.overlay."
 # The others name inodes of the source's file systems (origin, upper, uuid), or are the kernel's own bookkeeping.
 _OVERLAY_KEPT = frozenset({"opaque", "redirect", "xwhiteouts", "protattr"})
@@ -62,7 +63,7 @@ def _copy_directory(source: Path, target: Path, prefix: str, shift: int, copied:
             try:
                 _copy_entry(entry, target / entry.name, f"{prefix}{entry.name}", shift, copied)
             except FileNotFoundError:
-                if not entry.name.startswith(_LINK_REMAP):
+                if not entry.name.startswith(LINK_REMAP):
                     raise
 
 

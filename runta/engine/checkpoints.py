@@ -1,0 +1,146 @@
+"""Taking checkpoints and deleting them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from runta.engine.core import Core, log
+from runta.engine.runtimes import ANSWER_AFTER, require_room
+from runta.engine.sandbox import Dumped
+from runta.errors import FailedPrecondition, ServiceError
+from runta.models import (
+    Checkpoint,
+    CheckpointKind,
+    CheckpointState,
+    Runtime,
+    RuntimeStatus,
+    check_name,
+    new_id,
+    now,
+)
+from runta.store.staging import stage
+
+
+class CheckpointMaker:
+    """A checkpoint is all or nothing: a failure at any step leaves the runtime as it was, and nothing behind."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def create(self, ref: str, *, name: str | None, kind: CheckpointKind) -> Checkpoint:
+        """Capture a runtime; the answer comes with the result, or as `creating` when that takes long.
+
+        A failure that the caller hears leaves no record; one that nobody hears becomes the checkpoint's state.
+        """
+        core = self._core
+        runtime = core.find_runtime(ref)
+        _require_kind(runtime, kind)
+        require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(runtime.id))
+        checkpoint = _compose(runtime, name, kind)
+        core.database.add_checkpoint(checkpoint)
+        heard = True
+
+        async def settle() -> Checkpoint:
+            try:
+                return await self._make(runtime.id, checkpoint)
+            except BaseException as error:
+                if heard:
+                    core.database.remove_checkpoint(checkpoint.id)
+                else:
+                    self._record_failure(checkpoint, error)
+                raise
+
+        job = core.spawn(settle(), name=f"checkpoint {checkpoint.name}")
+        try:
+            done, _ = await asyncio.wait({job}, timeout=ANSWER_AFTER)
+        except asyncio.CancelledError:
+            heard = False
+            raise
+        if done:
+            made: Checkpoint = job.result()
+            return made
+        heard = False
+        return core.find_checkpoint(checkpoint.id)
+
+    def _record_failure(self, checkpoint: Checkpoint, error: BaseException) -> None:
+        code = error.code if isinstance(error, ServiceError) else "internal"
+        failed = replace(
+            checkpoint, state=CheckpointState.FAILED, error_code=code, error_message=str(error)[:4096]
+        )
+        self._core.database.save_checkpoints([failed])
+
+    async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:
+        core = self._core
+        with stage(core.layout.staging) as staged:
+            async with core.locks[runtime_id]:
+                runtime = core.find_runtime(runtime_id)
+                _require_kind(runtime, checkpoint.kind)
+                dumped = await self._capture(runtime, checkpoint.kind, staged)
+            made = replace(
+                checkpoint,
+                state=CheckpointState.READY,
+                memory_bytes=dumped.memory_bytes if dumped else 0,
+                pause_ms=dumped.pause_ms if dumped else None,
+            )
+            made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
+        core.database.save_checkpoints([made])
+        log.info("checkpoint %s (%s) of %s: ready, pause %s ms", made.name, made.id, made.source_name, made.pause_ms)
+        return made
+
+    async def _capture(self, runtime: Runtime, kind: CheckpointKind, staged: Path) -> Dumped | None:
+        core = self._core
+        if kind is CheckpointKind.COLD:
+            await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged)
+            return None
+        if runtime.status is RuntimeStatus.PAUSED:
+            return await asyncio.to_thread(core.sandboxes.dump, runtime, staged, frozen=True)
+        box = core.box(runtime)
+        await box.hold_still()
+        try:
+            return await asyncio.to_thread(core.sandboxes.dump, runtime, staged, frozen=False)
+        finally:
+            box.let_go()
+
+    async def delete(self, ref: str) -> None:
+        """Remove a checkpoint. What was restored from it goes on: its layers stay as long as something needs them."""
+        core = self._core
+        checkpoint = core.find_checkpoint(ref)
+        if checkpoint.state is CheckpointState.CREATING:
+            raise FailedPrecondition(f"checkpoint {checkpoint.name} is being made", hint="wait until it is ready")
+        await asyncio.to_thread(core.checkpoints.remove, checkpoint.id)
+        core.database.remove_checkpoint(checkpoint.id)
+        await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+        log.info("checkpoint %s (%s): removed", checkpoint.name, checkpoint.id)
+
+
+def _require_kind(runtime: Runtime, kind: CheckpointKind) -> None:
+    if kind is CheckpointKind.FULL and runtime.status not in (RuntimeStatus.RUNNING, RuntimeStatus.PAUSED):
+        raise FailedPrecondition(
+            f"runtime {runtime.name} has no processes to capture",
+            cause=f"it is {runtime.status}",
+            hint=f"`runta boot {runtime.name}`, or take a cold checkpoint of a shut-down runtime",
+        )
+    if kind is CheckpointKind.COLD and runtime.status is not RuntimeStatus.SHUTDOWN:
+        raise FailedPrecondition(
+            f"a cold checkpoint needs a shut-down runtime; {runtime.name} is {runtime.status}",
+            hint=f"`runta shutdown {runtime.name}`, or take a full checkpoint",
+        )
+
+
+def _compose(runtime: Runtime, name: str | None, kind: CheckpointKind) -> Checkpoint:
+    """The record of a checkpoint in the making; its layer's id is in it from the start, so that no sweep removes it."""
+    return Checkpoint(
+        id=new_id(),
+        name=check_name(name, "checkpoint") if name else f"{runtime.name[:54]}-{secrets.token_hex(4)}",
+        state=CheckpointState.CREATING,
+        kind=kind,
+        spec=replace(runtime.spec, layers=(new_id(), *runtime.spec.layers)),
+        source_id=runtime.id,
+        source_name=runtime.name,
+        parent=runtime.parent_checkpoint,
+        generation=runtime.generation,
+        created_at=now(),
+    )

@@ -1,0 +1,117 @@
+"""What every part of the engine shares: the rooms it was given, the records, the live runtimes, the locks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from runta.engine.box import Box
+from runta.engine.sandbox import Sandboxes
+from runta.errors import FailedPrecondition, NotFound
+from runta.layout import Layout
+from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now, suggest
+from runta.store.checkpoints import Checkpoints, HostFacts
+from runta.store.database import Database
+from runta.store.images import Images
+from runta.store.inits import Inits
+from runta.store.layers import Layers
+
+log = logging.getLogger("runta.engine")
+
+
+@dataclass(slots=True, kw_only=True)
+class Core:
+    """The engine's rooms and memory."""
+
+    layout: Layout
+    database: Database
+    sandboxes: Sandboxes
+    images: Images
+    layers: Layers
+    inits: Inits
+    checkpoints: Checkpoints
+    facts: HostFacts
+    ids: IdMap
+    init_digest: str
+    boxes: dict[str, Box] = field(default_factory=dict)
+    locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """One a runtime: whoever changes its state holds it."""
+    jobs: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def find_runtime(self, ref: str) -> Runtime:
+        """By id or name. Raises NotFound."""
+        runtime = self.database.find_runtime(ref)
+        if runtime is None:
+            hint = suggest(ref, (found.name for found in self.database.runtimes())) or "`runta run` makes one"
+            raise NotFound(f"there is no runtime {ref!r}", hint=hint)
+        return runtime
+
+    def find_checkpoint(self, ref: str) -> Checkpoint:
+        """By id or name. Raises NotFound."""
+        checkpoint = self.database.find_checkpoint(ref)
+        if checkpoint is None:
+            known = (found.name for found in self.database.checkpoints())
+            hint = suggest(ref, known) or "`runta snapshot create RUNTIME NAME` makes one"
+            raise NotFound(f"there is no checkpoint {ref!r}", hint=hint)
+        return checkpoint
+
+    def box(self, runtime: Runtime) -> Box:
+        """The live side of a runtime that accepts work. Raises FailedPrecondition saying what would make it so."""
+        box = self.boxes.get(runtime.id)
+        if runtime.status is RuntimeStatus.RUNNING and box is not None:
+            return box
+        remedy = {
+            RuntimeStatus.PAUSED: f"`runta resume {runtime.name}`",
+            RuntimeStatus.SUSPENDED: f"`runta resume {runtime.name}`",
+            RuntimeStatus.SHUTDOWN: f"`runta boot {runtime.name}`",
+            RuntimeStatus.CRASHED: f"`runta boot {runtime.name}`",
+            RuntimeStatus.CREATING: "wait until it runs",
+        }.get(runtime.status, f"`runta inspect {runtime.name}` tells more")
+        raise FailedPrecondition(f"runtime {runtime.name} is not running", cause=f"it is {runtime.status}", hint=remedy)
+
+    def move(self, runtime: Runtime, status: RuntimeStatus, **changes: Any) -> Runtime:
+        """Record a new state. Raises FailedPrecondition if it may not follow the present one."""
+        if status is not runtime.status and not may_follow(runtime.status, status):
+            raise FailedPrecondition(
+                f"runtime {runtime.name} can't become {status}", cause=f"it is {runtime.status}", hint="wait, or remove it"
+            )
+        return self.save(runtime, status=status, **changes)
+
+    def save(self, runtime: Runtime, **changes: Any) -> Runtime:
+        """Record changes of a runtime."""
+        changed = replace(runtime, updated_at=now(), **changes)
+        self.database.save_runtime(changed)
+        if changed.status is not runtime.status:
+            log.info("runtime %s (%s): %s -> %s", changed.name, changed.id, runtime.status, changed.status)
+        return changed
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run work that outlives the request; the engine waits for it when it closes."""
+        job = asyncio.create_task(work, name=name)
+        self.jobs.add(job)
+        job.add_done_callback(self._forget_job)
+        return job
+
+    def _forget_job(self, job: asyncio.Task[Any]) -> None:
+        self.jobs.discard(job)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            log.info("%s: %s", job.get_name(), error)
+
+    def needed_layers(self) -> set[str]:
+        """Layers that a runtime or a checkpoint stands on."""
+        records = (*self.database.runtimes(), *self.database.checkpoints())
+        return {layer for record in records for layer in record.spec.layers}
+
+    def needed_inits(self) -> set[str]:
+        """Init binaries that a runtime or a checkpoint was made with, and the present one."""
+        records = (*self.database.runtimes(), *self.database.checkpoints())
+        return {self.init_digest, *(record.spec.init for record in records)}
+
+    def image_users(self, image_id: str) -> list[str]:
+        """Names of the runtimes and checkpoints that stand on an image."""
+        records = (*self.database.runtimes(), *self.database.checkpoints())
+        return [record.name for record in records if record.spec.image == image_id]

@@ -1,0 +1,291 @@
+"""Puts the house together: the engine with its real kernel rooms and store, for `runta serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from runta.engine.checkpoints import CheckpointMaker
+from runta.engine.core import Core
+from runta.engine.files import Files
+from runta.engine.recovery import recover
+from runta.engine.runtimes import Runtimes
+from runta.engine.sandbox import Sandboxes
+from runta.engine.tasks import Attachment, Tasks
+from runta.errors import AlreadyExists, FailedPrecondition
+from runta.kernel import hook
+from runta.kernel.cgroups import find_cgroups
+from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
+from runta.kernel.network import NetworkHelper
+from runta.kernel.privileges import adopt_orphans, name_process, require_root
+from runta.kernel.rootfs import Rootfs
+from runta.kernel.runc import Runc
+from runta.layout import Layout
+from runta.models import (
+    Checkpoint,
+    CheckpointKind,
+    CreateRuntime,
+    IdMap,
+    Image,
+    PatchRuntime,
+    Runtime,
+    TaskInfo,
+    TaskSpec,
+)
+from runta.settings import Settings, tool_path
+from runta.store.checkpoints import Checkpoints, HostFacts
+from runta.store.database import Database
+from runta.store.images import Images
+from runta.store.inits import Inits
+from runta.store.layers import Layers
+from runta.store.staging import stage
+
+_MODE_PASS = 0o711
+_MODE_PRIVATE = 0o700
+MINIMUM_CRIU = (4, 2)
+
+
+class LocalEngine:
+    """This host's engine: `runta.engine.port.Engine` on runc and CRIU. Its life is `start` to `close`."""
+
+    def __init__(self, core: Core, network: NetworkHelper, lock: int) -> None:
+        self._core = core
+        self._network = network
+        self._lock = lock
+        self._tasks = Tasks(core)
+        self._runtimes = Runtimes(core, self._tasks)
+        self._checkpoints = CheckpointMaker(core)
+        self._files = Files(core)
+
+    async def start(self) -> None:
+        """Bring records and host together. Raises KernelError if the network helper can't start."""
+        self._network.start()
+        await recover(self._core, self._runtimes)
+
+    async def close(self) -> None:
+        """Let go of everything; runtimes and their tasks go on."""
+        for job in list(self._core.jobs):
+            if job.get_name().startswith("expiry"):
+                job.cancel()
+        await asyncio.gather(*self._core.jobs, return_exceptions=True)
+        for box in list(self._core.boxes.values()):
+            await box.close()
+        self._core.boxes.clear()
+        self._network.close()
+        self._core.sandboxes.close()
+        self._core.database.close()
+        os.close(self._lock)
+
+    async def create_runtime(self, request: CreateRuntime, *, idempotency_key: str | None = None) -> Runtime:
+        return await self._runtimes.create(request, idempotency_key=idempotency_key)
+
+    async def list_runtimes(self) -> Sequence[Runtime]:
+        return self._core.database.runtimes()
+
+    async def get_runtime(self, ref: str) -> Runtime:
+        return self._core.find_runtime(ref)
+
+    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> None:
+        await self._runtimes.delete(ref, expected_revision=expected_revision)
+
+    async def start_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        return await self._runtimes.start(ref, expected_revision=expected_revision)
+
+    async def stop_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        return await self._runtimes.stop(ref, expected_revision=expected_revision)
+
+    async def pause_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        return await self._runtimes.pause(ref, expected_revision=expected_revision)
+
+    async def resume_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        return await self._runtimes.resume(ref, expected_revision=expected_revision)
+
+    async def patch_runtime(
+        self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None
+    ) -> Runtime:
+        return await self._runtimes.patch(ref, changes, expected_revision=expected_revision)
+
+    async def start_task(self, ref: str, spec: TaskSpec) -> Attachment:
+        return await self._tasks.start(ref, spec)
+
+    async def list_tasks(self, ref: str) -> Sequence[TaskInfo]:
+        return await self._tasks.list(ref)
+
+    async def attach_task(
+        self, ref: str, task_id: int, *, stdout_offset: int | None = None, stderr_offset: int | None = None
+    ) -> Attachment:
+        return await self._tasks.attach(ref, task_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+
+    async def signal_task(self, ref: str, task_id: int, number: int) -> None:
+        await self._tasks.signal(ref, task_id, number)
+
+    async def read_file(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        return await _primed(self._files.read(ref, path))
+
+    async def write_file(self, ref: str, path: str, content: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
+        await self._files.write(ref, path, content, mode=mode)
+
+    async def read_archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        return await _primed(self._files.read_archive(ref, path))
+
+    async def write_archive(self, ref: str, path: str, archive: AsyncIterator[bytes]) -> None:
+        await self._files.write_archive(ref, path, archive)
+
+    async def create_checkpoint(self, ref: str, *, name: str | None, kind: CheckpointKind) -> Checkpoint:
+        return await self._checkpoints.create(ref, name=name, kind=kind)
+
+    async def list_checkpoints(self) -> Sequence[Checkpoint]:
+        return self._core.database.checkpoints()
+
+    async def get_checkpoint(self, ref: str) -> Checkpoint:
+        return self._core.find_checkpoint(ref)
+
+    async def delete_checkpoint(self, ref: str) -> None:
+        await self._checkpoints.delete(ref)
+
+    async def list_images(self) -> Sequence[Image]:
+        return await asyncio.to_thread(self._core.images.list)
+
+    async def build_image(self, name: str) -> Image:
+        return await asyncio.to_thread(self._core.images.build, name)
+
+    async def import_image(self, name: str, archive: AsyncIterator[bytes]) -> Image:
+        with stage(self._core.layout.staging) as place:
+            path = place / "archive"
+            with path.open("wb") as file:
+                async for piece in archive:
+                    await asyncio.to_thread(file.write, piece)
+            return await asyncio.to_thread(self._core.images.import_archive, name, path)
+
+    async def delete_image(self, ref: str) -> None:
+        await asyncio.to_thread(self._core.images.remove, ref, self._core.image_users)
+
+
+async def _primed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same pieces, but the first is fetched now: what can't be opened is an error before the answer begins."""
+    try:
+        first = await anext(pieces)
+    except StopAsyncIteration:
+        first = b""
+
+    async def replay() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    return replay()
+
+
+async def build_engine(settings: Settings) -> LocalEngine:
+    """The engine of this host, started.
+
+    Raises PermissionDenied without root, FailedPrecondition where something the house stands on is missing.
+    """
+    require_root()
+    name_process("runta")
+    adopt_orphans()
+    layout = Layout(settings.state_dir.resolve(), settings.run_dir.resolve())
+    make_directories(layout)
+    lock = acquire_lock(layout.lock)
+    try:
+        engine = LocalEngine(_build_core(settings, layout), NetworkHelper(layout.network_socket), lock)
+        await engine.start()
+    except BaseException:
+        with suppress(OSError):
+            os.close(lock)
+        raise
+    return engine
+
+
+def _build_core(settings: Settings, layout: Layout) -> Core:
+    criu = require_criu(settings)
+    inits, layers = Inits(layout), Layers(layout)
+    database = Database(layout.database)
+    database.open()
+    path = f"{criu.parent}:{tool_path()}"
+    sandboxes = Sandboxes(
+        layout=layout,
+        layers=layers,
+        inits=inits,
+        cgroups=find_cgroups(),
+        runc=Runc(settings.runtime, layout.runc_root, path),
+        python=str(Path(sys.executable).resolve()),
+        hook=Path(hook.__file__),
+    )
+    return Core(
+        layout=layout,
+        database=database,
+        sandboxes=sandboxes,
+        images=Images(layout, Rootfs()),
+        layers=layers,
+        inits=inits,
+        checkpoints=Checkpoints(layout),
+        facts=collect_facts(settings, criu),
+        ids=require_ids(),
+        init_digest=inits.install(find_init_binary()),
+    )
+
+
+def make_directories(layout: Layout) -> None:
+    """The state and run directories. The way to a rootfs can be passed by the sandbox's root; the rest is private."""
+    for path in (layout.state_dir, layout.run_dir, layout.runtimes, layout.images, layout.inits):
+        path.mkdir(mode=_MODE_PASS, parents=True, exist_ok=True)
+        path.chmod(_MODE_PASS)
+    for path in (layout.layers, layout.checkpoints, layout.staging, layout.runc_root):
+        path.mkdir(mode=_MODE_PRIVATE, parents=True, exist_ok=True)
+
+
+def acquire_lock(path: Path) -> int:
+    """Own the state directory until the descriptor is closed. Raises AlreadyExists if another service does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        os.close(fd)
+        raise AlreadyExists(
+            f"another service owns {path.parent}", hint="use that one, or give this one a RUNTA_STATE_DIR of its own"
+        ) from err
+    return fd
+
+
+def require_criu(settings: Settings) -> Path:
+    """CRIU's program. Raises FailedPrecondition where it is missing or not safe to fork with."""
+    criu = find_criu(settings)
+    version = criu_version(criu)
+    if version < MINIMUM_CRIU:
+        raise FailedPrecondition(
+            f"CRIU {'.'.join(map(str, version))} is too old",
+            cause="before 4.2, forks share the kernel's random number state: both would draw the same bytes",
+            hint="run `make setup`, which installs a private CRIU beside the host's",
+        )
+    return criu
+
+
+def require_ids() -> IdMap:
+    """The host's range of subordinate ids. Raises FailedPrecondition if there is none."""
+    ids = find_subordinate_ids()
+    if ids is None:
+        raise FailedPrecondition(
+            "this host has no subordinate ids for runtimes", cause="no `runta` line in /etc/subuid and /etc/subgid", hint="run `make setup`"
+        )
+    return ids
+
+
+def collect_facts(settings: Settings, criu: Path) -> HostFacts:
+    """What a dump is made with and on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))), "")
+    return HostFacts(
+        criu=".".join(map(str, criu_version(criu))),
+        runc=runc_version(settings.runtime),
+        kernel=platform.release(),
+        architecture=platform.machine(),
+        cpu_flags=hashlib.sha256(flags.encode()).hexdigest(),
+    )

@@ -1,0 +1,416 @@
+"""The life of runtimes: create, restore, stop, start, pause, resume, delete, and an end nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from runta.engine.box import Box
+from runta.engine.core import Core, log
+from runta.engine.tasks import Tasks
+from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NoSpace, ServiceError, Unavailable
+from runta.kernel.process import ProcessId, boot_id, is_alive, wait_gone
+from runta.models import (
+    Checkpoint,
+    CheckpointKind,
+    CheckpointState,
+    CreateRuntime,
+    PatchRuntime,
+    Resources,
+    Runtime,
+    RuntimeSpec,
+    RuntimeStatus,
+    check_env,
+    check_name,
+    new_id,
+    now,
+    require_revision,
+)
+
+ANSWER_AFTER = 20.0
+"""Seconds after which a request is answered with the state of that moment: clients wait 30 s."""
+STOP_GRACE = 10.0
+_MIN_FREE = 64 << 20
+_MIB = 1 << 20
+_LIVE = frozenset({RuntimeStatus.RUNNING, RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED})
+
+
+class Runtimes:
+    """Changes of runtimes' states. Each holds the runtime's lock."""
+
+    def __init__(self, core: Core, tasks: Tasks) -> None:
+        self._core = core
+        self._tasks = tasks
+
+    # ---- create and restore
+
+    async def create(self, request: CreateRuntime, *, idempotency_key: str | None = None) -> Runtime:
+        """A new runtime, fresh or from a checkpoint."""
+        core = self._core
+        if idempotency_key and (known := core.database.find_by_key(idempotency_key)):
+            return await self._await_creation(known)
+        checkpoint = self._require_ready(request.checkpoint) if request.checkpoint else None
+        runtime = self._compose(request, checkpoint)
+        require_room(core.layout.state_dir)
+        try:
+            core.database.add_runtime(runtime, idempotency_key)
+        except AlreadyExists:
+            if idempotency_key and (known := core.database.find_by_key(idempotency_key)):
+                return await self._await_creation(known)
+            raise
+        return await self._answer(runtime, lambda: self._bring_up(runtime, checkpoint))
+
+    async def _await_creation(self, runtime: Runtime) -> Runtime:
+        """What the first request with the same key made, once that one is through."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_AFTER), self._core.locks[runtime.id]:
+                pass
+        return self._core.find_runtime(runtime.id)
+
+    def _require_ready(self, ref: str) -> Checkpoint:
+        checkpoint = self._core.find_checkpoint(ref)
+        if checkpoint.state is not CheckpointState.READY:
+            raise FailedPrecondition(
+                f"checkpoint '{checkpoint.name}' is not ready (state: {checkpoint.state})",
+                cause=checkpoint.error_message,
+                hint="wait until it is ready" if checkpoint.state is CheckpointState.CREATING else "make another one",
+            )
+        return checkpoint
+
+    def _compose(self, request: CreateRuntime, checkpoint: Checkpoint | None) -> Runtime:
+        runtime_id = new_id()
+        name = check_name(request.name, "runtime") if request.name else f"runtime-{secrets.token_hex(4)}"
+        moment = now()
+        return Runtime(
+            id=runtime_id,
+            name=name,
+            status=RuntimeStatus.CREATING,
+            desired_status=RuntimeStatus.RUNNING,
+            spec=self._compose_spec(request, checkpoint),
+            created_at=moment,
+            updated_at=moment,
+            parent_checkpoint=checkpoint.id if checkpoint else None,
+            generation=checkpoint.generation + 1 if checkpoint else 0,
+            ingress=request.ingress,
+            egress=request.egress,
+            idle=request.idle,
+        )
+
+    def _compose_spec(self, request: CreateRuntime, checkpoint: Checkpoint | None) -> RuntimeSpec:
+        env = dict(check_env(request.env))
+        if checkpoint is None:
+            image = self._core.images.get(request.image)
+            return RuntimeSpec(
+                image=image.id,
+                image_name=image.name,
+                resources=check_resources(request.resources or Resources()),
+                ids=self._core.ids,
+                init=self._core.init_digest,
+                env={**image.env, **env},
+            )
+        if request.resources is not None and checkpoint.kind is CheckpointKind.FULL:
+            raise InvalidArgument(
+                "a full checkpoint keeps its CPUs and memory",
+                cause="its programs have seen them",
+                hint="restore it without resources; a cold checkpoint takes new ones",
+            )
+        resources = check_resources(request.resources) if request.resources else checkpoint.spec.resources
+        return replace(checkpoint.spec, resources=resources, env={**checkpoint.spec.env, **env})
+
+    async def _answer(self, runtime: Runtime, work: Callable[[], Awaitable[Runtime]]) -> Runtime:
+        """Do the work of a creation; if it takes long, answer with the present state and let it go on.
+
+        A failure that a caller hears leaves no record; one that nobody hears becomes the runtime's state.
+        """
+        heard = True
+
+        async def settle() -> Runtime:
+            try:
+                return await work()
+            except BaseException as error:
+                if heard:
+                    self._core.database.remove_runtime(runtime.id)
+                else:
+                    self._record_failure(runtime, error)
+                raise
+
+        job = self._core.spawn(settle(), name=f"create {runtime.name}")
+        try:
+            done, _ = await asyncio.wait({job}, timeout=ANSWER_AFTER)
+        except asyncio.CancelledError:
+            heard = False
+            raise
+        if done:
+            created: Runtime = job.result()
+            return created
+        heard = False
+        return self._core.find_runtime(runtime.id)
+
+    def _record_failure(self, runtime: Runtime, error: BaseException) -> None:
+        code = error.code if isinstance(error, ServiceError) else "internal"
+        self._core.move(runtime, RuntimeStatus.ERROR, error_code=code, error_message=str(error)[:4096])
+
+    async def _bring_up(self, runtime: Runtime, checkpoint: Checkpoint | None) -> Runtime:
+        core = self._core
+        async with core.locks[runtime.id]:
+            if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
+                dump = core.layout.checkpoint(checkpoint.id).dump
+                await asyncio.to_thread(core.checkpoints.verify, checkpoint.id)
+                process = await asyncio.to_thread(core.sandboxes.restore, runtime, dump)
+            else:
+                if checkpoint is not None:
+                    await asyncio.to_thread(core.checkpoints.verify, checkpoint.id)
+                process = await asyncio.to_thread(core.sandboxes.boot, runtime)
+            try:
+                return await self._go_live(runtime, process)
+            except BaseException:
+                await asyncio.to_thread(core.sandboxes.destroy, runtime.id)
+                raise
+
+    async def _go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
+        """From a running container to a runtime that accepts work."""
+        box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
+        try:
+            await box.guest.wait_ready()
+            self._core.sandboxes.seal_run(runtime.id)
+            self._core.boxes[runtime.id] = box
+            await self._tasks.adopt(box)
+            live = self._core.move(
+                runtime,
+                RuntimeStatus.RUNNING,
+                desired_status=RuntimeStatus.RUNNING,
+                init_pid=process.pid,
+                init_start=process.start,
+                boot_id=boot_id(),
+                error_code=None,
+                error_message=None,
+            )
+            box.watch(lambda: self._report_end(box))
+            return live
+        except BaseException:
+            self._core.boxes.pop(runtime.id, None)
+            await box.close()
+            raise
+
+    async def adopt(self, runtime: Runtime) -> None:
+        """Take over a live runtime after a restart of the service. Raises ServiceError if its init does not answer."""
+        process = ProcessId(runtime.init_pid or 0, runtime.init_start or 0)
+        box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
+        if runtime.status is RuntimeStatus.RUNNING:
+            await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
+            await box.guest.wait_ready()
+            self._core.boxes[runtime.id] = box
+            await self._tasks.adopt(box)
+        else:
+            self._core.boxes[runtime.id] = box
+            await box.guest.quiesce()
+        box.watch(lambda: self._report_end(box))
+
+    # ---- stop, start, pause, resume, delete
+
+    async def stop(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """TERM to every process, KILL after a grace; the disk stays."""
+        async with self._changing(ref, expected_revision) as runtime:
+            if runtime.status is RuntimeStatus.SHUTDOWN:
+                return runtime
+            self._require(runtime, _LIVE | {RuntimeStatus.CRASHED}, "be shut down")
+            await self._end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
+            return self._core.move(runtime, RuntimeStatus.SHUTDOWN, **_ended(runtime))
+
+    async def _end_processes(self, runtime: Runtime, *, gently: bool) -> None:
+        box = self._core.boxes.pop(runtime.id, None)
+        if box is not None:
+            box.unwatch()
+            if gently:
+                with contextlib.suppress(ServiceError, OSError):
+                    await box.guest.stop(STOP_GRACE)
+                    await asyncio.to_thread(wait_gone, box.process, STOP_GRACE + 2)
+            await box.close()
+        await asyncio.to_thread(self._core.sandboxes.stop, runtime.id)
+        if box is not None:
+            self._core.sandboxes.reap(box.process)
+
+    async def start(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Boot a shut-down runtime from its disk; a paused one resumes."""
+        async with self._changing(ref, expected_revision) as runtime:
+            if runtime.status is RuntimeStatus.RUNNING:
+                return runtime
+            if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
+                return await self._thaw(runtime)
+            self._require(runtime, {RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED}, "be booted")
+            fresh = replace(runtime, spec=replace(runtime.spec, init=self._core.init_digest), revision=runtime.revision + 1)
+            process = await asyncio.to_thread(self._core.sandboxes.boot, fresh)
+            try:
+                return await self._go_live(fresh, process)
+            except BaseException:
+                await asyncio.to_thread(self._core.sandboxes.stop, runtime.id)
+                raise
+
+    async def pause(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Freeze every process; memory and connections stay."""
+        async with self._changing(ref, expected_revision) as runtime:
+            if runtime.status is RuntimeStatus.PAUSED:
+                return runtime
+            box = self._core.box(runtime)
+            await box.hold_still()
+            try:
+                await asyncio.to_thread(self._core.sandboxes.cgroups.freeze, runtime.id)
+            except BaseException:
+                box.let_go()
+                raise
+            return self._core.move(
+                runtime, RuntimeStatus.PAUSED, desired_status=RuntimeStatus.PAUSED, revision=runtime.revision + 1
+            )
+
+    async def resume(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Let a paused runtime go on."""
+        async with self._changing(ref, expected_revision) as runtime:
+            if runtime.status is RuntimeStatus.RUNNING:
+                return runtime
+            self._require(runtime, {RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED}, "be resumed")
+            return await self._thaw(runtime)
+
+    async def _thaw(self, runtime: Runtime) -> Runtime:
+        await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
+        box = self._core.boxes.get(runtime.id)
+        if box is None:
+            raise Unavailable(f"runtime {runtime.name} has no processes", hint=f"`runta boot {runtime.name}`")
+        box.let_go()
+        return self._core.move(
+            runtime, RuntimeStatus.RUNNING, desired_status=RuntimeStatus.RUNNING, revision=runtime.revision + 1
+        )
+
+    async def delete(self, ref: str, *, expected_revision: int | None = None) -> None:
+        """End the processes at once and remove the disk. Its checkpoints stay."""
+        core = self._core
+        async with self._changing(ref, expected_revision) as runtime:
+            if runtime.status is not RuntimeStatus.DELETING:
+                runtime = core.move(runtime, RuntimeStatus.DELETING, desired_status=RuntimeStatus.DELETING)
+            await self.finish_delete(runtime)
+        core.locks.pop(runtime.id, None)
+
+    async def finish_delete(self, runtime: Runtime) -> None:
+        """The effects of a delete; also what recovery does with one that was interrupted."""
+        core = self._core
+        await self._end_processes(runtime, gently=False)
+        await asyncio.to_thread(core.sandboxes.destroy, runtime.id)
+        orphans = [found for found in core.database.checkpoints() if found.source_id == runtime.id]
+        core.database.save_checkpoints(replace(found, source_gone=True) for found in orphans)
+        core.database.remove_runtime(runtime.id)
+        await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+        log.info("runtime %s (%s): removed", runtime.name, runtime.id)
+
+    async def patch(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
+        """Change a runtime's properties; memory at once, where it runs."""
+        async with self._changing(ref, expected_revision) as runtime:
+            resources = self._patch_resources(runtime, changes)
+            env = runtime.spec.env if changes.env is None else dict(check_env(changes.env))
+            changed = replace(
+                runtime,
+                name=check_name(changes.name, "runtime") if changes.name is not None else runtime.name,
+                spec=replace(runtime.spec, resources=resources, env=env),
+                ingress=runtime.ingress if changes.ingress is None else changes.ingress,
+                egress=changes.egress or runtime.egress,
+                idle=changes.idle or runtime.idle,
+                revision=runtime.revision + 1,
+            )
+            if resources != runtime.spec.resources and runtime.status in _LIVE:
+                await asyncio.to_thread(self._core.sandboxes.cgroups.set_limits, runtime.id, resources)
+            return self._core.save(changed)
+
+    def _patch_resources(self, runtime: Runtime, changes: PatchRuntime) -> Resources:
+        now_has = runtime.spec.resources
+        if changes.disk_gib is not None and changes.disk_gib < now_has.disk_gib:
+            raise InvalidArgument("a disk can't shrink", cause=f"it has {now_has.disk_gib} GiB")
+        if changes.disk_gib is not None and changes.disk_gib > now_has.disk_gib and runtime.status in _LIVE:
+            raise FailedPrecondition("a disk grows only while its runtime is shut down", hint=f"`runta shutdown {runtime.name}`")
+        return check_resources(
+            replace(
+                now_has,
+                memory_mib=changes.memory_mib or now_has.memory_mib,
+                memory_max_mib=changes.memory_max_mib or (None if changes.memory_mib else now_has.memory_max_mib),
+                disk_gib=changes.disk_gib or now_has.disk_gib,
+            )
+        )
+
+    # ---- an end nobody asked for
+
+    def _report_end(self, box: Box) -> None:
+        self._core.spawn(self._settle_end(box), name=f"end of {box.runtime_id}")
+
+    async def _settle_end(self, box: Box) -> None:
+        """The first process ended by itself: with 0 it was a shutdown from inside, else a crash."""
+        async with self._core.locks[box.runtime_id]:
+            if self._core.boxes.get(box.runtime_id) is not box:
+                return
+            runtime = self._core.find_runtime(box.runtime_id)
+            code = self._core.sandboxes.reap(box.process)
+            await self._end_processes(runtime, gently=False)
+            status = RuntimeStatus.SHUTDOWN if code == 0 else RuntimeStatus.CRASHED
+            cause = None if code == 0 else f"the guest init ended (status {'unknown' if code is None else code})"
+            self._core.move(runtime, status, error_message=cause, **_ended(runtime))
+
+    # ---- helpers
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, ref: str, expected_revision: int | None) -> AsyncIterator[Runtime]:
+        """Hold a runtime's lock, with its record as it is under the lock."""
+        runtime_id = self._core.find_runtime(ref).id
+        async with self._core.locks[runtime_id]:
+            runtime = self._core.find_runtime(runtime_id)
+            require_revision(runtime, expected_revision)
+            yield runtime
+
+    def _require(self, runtime: Runtime, allowed: set[RuntimeStatus] | frozenset[RuntimeStatus], what: str) -> None:
+        if runtime.status not in allowed:
+            raise FailedPrecondition(f"runtime {runtime.name} can't {what}", cause=f"it is {runtime.status}")
+
+
+def is_adoptable(runtime: Runtime) -> bool:
+    """Whether a recorded runtime's first process still runs."""
+    if runtime.init_pid is None or runtime.init_start is None or runtime.boot_id != boot_id():
+        return False
+    return is_alive(ProcessId(runtime.init_pid, runtime.init_start))
+
+
+def _ended(runtime: Runtime) -> dict[str, object]:
+    return {
+        "desired_status": RuntimeStatus.SHUTDOWN,
+        "init_pid": None,
+        "init_start": None,
+        "boot_id": None,
+        "revision": runtime.revision + 1,
+    }
+
+
+def check_resources(resources: Resources) -> Resources:
+    """Return the resources, or raise InvalidArgument where this host could never give them."""
+    cpus, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB
+    if resources.vcpus < 1 or resources.vcpus > cpus:
+        raise InvalidArgument(f"{resources.vcpus} CPUs can't be had", cause=f"this host has {cpus}", hint=f"ask for 1 to {cpus}")
+    for wanted in (resources.memory_mib, resources.memory_limit_mib):
+        if wanted < 1 or wanted > memory:
+            raise InvalidArgument(
+                f"resources.requests.memory_mib must be >= 1 and <= {memory}",
+                cause=f"{wanted} MiB was asked for; this host has {memory} MiB",
+            )
+    if resources.memory_limit_mib < resources.memory_mib:
+        raise InvalidArgument("the memory limit is below the memory asked for")
+    return resources
+
+
+def require_room(path: Path, wanted: int = 0) -> None:
+    """Raise NoSpace unless the state directory's file system has room for `wanted` bytes and a reserve."""
+    free = shutil.disk_usage(path).free
+    if free < wanted + _MIN_FREE:
+        raise NoSpace(
+            f"there is no room in {path}",
+            cause=f"{free // _MIB} MiB are free, about {(wanted + _MIN_FREE) // _MIB} MiB are needed",
+            hint="remove runtimes or checkpoints, or move RUNTA_STATE_DIR to a larger disk",
+        )

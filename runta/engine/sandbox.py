@@ -1,0 +1,298 @@
+"""One runtime's effects on the host, each next to its undo: directories, overlay, bundle, container, limits.
+
+Blocking code: the engine runs it in worker threads, one call at a time for each runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
+from runta.engine.undo import Undo
+from runta.errors import CheckpointFailed, KernelError, RestoreFailed
+from runta.kernel import criu
+from runta.kernel.cgroups import Cgroups
+from runta.kernel.files import open_inside, write_text
+from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace, unmount
+from runta.kernel.process import ProcessId, identify, kill, wait_gone
+from runta.kernel.runc import Runc
+from runta.layout import Layout, RuntimeDir
+from runta.models import IdMap, Runtime
+from runta.store.inits import Inits
+from runta.store.layers import Layers, add_aliases, add_link_remaps, capture
+from runta.store.staging import remove_tree
+
+_MODE_PASS = 0o711
+_MODE_INSIDE = 0o755
+_MODE_PRIVATE = 0o700
+_KILL_TIMEOUT = 10.0
+_IN_FLIGHT_TRIES = 4
+_IN_FLIGHT_PAUSE = 0.05
+_NOT_OVERLAY = ("/dev/", "/proc/", "/sys/", "/run/runta/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dumped:
+    """What a dump left in its staging directory, and what it cost."""
+
+    pause_ms: float
+    memory_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Sandboxes:
+    """The kernel rooms and the store's places, as one runtime needs them."""
+
+    layout: Layout
+    layers: Layers
+    inits: Inits
+    cgroups: Cgroups
+    runc: Runc
+    python: str
+    """Interpreter of the hook."""
+    hook: Path
+    _user_namespaces: dict[IdMap, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close the user namespaces kept for idmapped mounts."""
+        while self._user_namespaces:
+            os.close(self._user_namespaces.popitem()[1])
+
+    # ---- coming into being
+
+    def boot(self, runtime: Runtime) -> ProcessId:
+        """Start a runtime's container from its disk, which is made if it is not there. Raises KernelError."""
+        place = self.layout.runtime(runtime.id)
+        with Undo() as undo:
+            self._ensure_disk(runtime, place, undo)
+            self._mount(runtime, place, undo)
+            self._write_bundle(runtime, place, limited=True)
+            self._ensure_run(runtime, place)
+            undo.push("the container", lambda: self._delete_container(runtime.id, place))
+            pid = self.runc.run(
+                runtime.id, bundle=place.bundle, log=place.log / "runc.log", pid_file=place.bundle / "pid"
+            )
+            return _require_alive(pid)
+
+    def restore(self, runtime: Runtime, dump: Path) -> ProcessId:
+        """Start a runtime's container from a dump, on an empty upper dir. Raises RestoreFailed with CRIU's cause."""
+        place = self.layout.runtime(runtime.id)
+        with Undo() as undo:
+            self._ensure_disk(runtime, place, undo)
+            self._mount(runtime, place, undo)
+            copy_up(place.merged, dump)
+            self._write_bundle(runtime, place, limited=False)
+            self._ensure_run(runtime, place)
+            place.dump.mkdir(mode=_MODE_PRIVATE)
+            criu.link_dump(dump, place.dump, runtime.name)
+            undo.push("the container", lambda: self._delete_container(runtime.id, place))
+            process = self._restore_container(runtime.id, place)
+            self.cgroups.set_limits(runtime.id, runtime.spec.resources)
+            remove_tree(place.dump)
+            return process
+
+    def _restore_container(self, runtime_id: str, place: RuntimeDir) -> ProcessId:
+        log = place.log / "restore.log"
+        try:
+            pid = self.runc.restore(
+                runtime_id,
+                bundle=place.bundle,
+                dump=place.dump,
+                work=place.log,
+                log=place.log / "runc.log",
+                pid_file=place.bundle / "pid",
+            )
+        except KernelError as err:
+            reason = criu.explain(criu.read_log([log])) if log.exists() else None
+            if reason is None:
+                raise RestoreFailed("the restore failed before CRIU began", cause=err.cause) from err
+            raise RestoreFailed(f"CRIU can't restore: {reason.what}", cause=reason.line, hint=reason.hint) from err
+        return _require_alive(pid)
+
+    def _ensure_disk(self, runtime: Runtime, place: RuntimeDir, undo: Undo) -> None:
+        if place.root.exists():
+            return
+        undo.push("its directory", lambda: remove_tree(place.root))
+        place.root.mkdir(mode=_MODE_PASS)
+        for directory in (place.upper, place.work, place.merged, place.bundle, place.log):
+            directory.mkdir(mode=_MODE_INSIDE)
+        place.log.chmod(_MODE_PRIVATE)
+        os.chown(place.upper, runtime.spec.ids.start, runtime.spec.ids.start)
+
+    def _mount(self, runtime: Runtime, place: RuntimeDir, undo: Undo) -> None:
+        undo.push("the overlay", lambda: unmount(place.merged))
+        mount_overlay(
+            self.layers.lowers(runtime.spec.image, runtime.spec.layers),
+            upper=place.upper,
+            work=place.work,
+            merged=place.merged,
+            attach=place.lower,
+            userns=self._user_namespace(runtime.spec.ids),
+        )
+
+    def _user_namespace(self, ids: IdMap) -> int:
+        if ids not in self._user_namespaces:
+            self._user_namespaces[ids] = open_user_namespace(ids)
+        return self._user_namespaces[ids]
+
+    def _ensure_run(self, runtime: Runtime, place: RuntimeDir) -> None:
+        """A fresh `run` directory. The inside's root owns it while the init makes its socket; see `seal_run`."""
+        remove_tree(place.run)
+        place.run.mkdir(mode=_MODE_INSIDE)
+        self.inits.link(runtime.spec.init, place.run / "init")
+        write_text(place.run / "generation", f"{runtime.generation} {runtime.id}\n")
+        os.chown(place.run, runtime.spec.ids.start, runtime.spec.ids.start)
+
+    def seal_run(self, runtime_id: str) -> None:
+        """Take the `run` directory from the inside's root, so that no task can remove or replace the init's socket."""
+        os.chown(self.layout.runtime(runtime_id).run, 0, 0)
+
+    def _write_bundle(self, runtime: Runtime, place: RuntimeDir, *, limited: bool) -> None:
+        config = compose_config(
+            runtime_id=runtime.id,
+            name=runtime.name,
+            runtime_dir=place,
+            resources=runtime.spec.resources,
+            ids=runtime.spec.ids,
+            cgroups_path=self.cgroups.path(runtime.id),
+            hook=compose_hook(self.python, self.hook, self.layout.network_socket),
+            limited=limited,
+        )
+        write_text(place.bundle / "config.json", json.dumps(config))
+        write_text(place.criu_conf, compose_criu_options())
+
+    # ---- capture
+
+    def dump(self, runtime: Runtime, staged: Path, *, frozen: bool) -> Dumped:
+        """Dump the processes and capture the upper dir, in one frozen window, side by side.
+
+        `staged` gets `checkpoint/dump`, `checkpoint/log` and `layer/tree`. `frozen` says that the runtime stands still
+        already (it is paused), and stays so. Raises CheckpointFailed with CRIU's cause; the runtime goes on as it was.
+        """
+        for attempt in range(1, _IN_FLIGHT_TRIES + 1):
+            try:
+                return self._dump_once(runtime, staged, frozen=frozen)
+            except CheckpointFailed as err:
+                if attempt == _IN_FLIGHT_TRIES or frozen or "in-flight" not in (err.cause or ""):
+                    raise
+                remove_tree(staged / "checkpoint")
+                remove_tree(staged / "layer")
+                time.sleep(_IN_FLIGHT_PAUSE * attempt)
+        raise AssertionError("unreachable")
+
+    def _dump_once(self, runtime: Runtime, staged: Path, *, frozen: bool) -> Dumped:
+        place = self.layout.runtime(runtime.id)
+        dump, work = staged / "checkpoint" / "dump", staged / "checkpoint" / "log"
+        for directory in (dump.parent, dump, work):
+            directory.mkdir(mode=_MODE_PRIVATE)
+        remaps = staged / "link-remaps"
+        script = compose_post_dump(place.upper, remaps)
+        write_text(place.bundle / "post-dump", script, mode=_MODE_PRIVATE)
+        write_text(place.criu_conf, compose_criu_options({"action-script": str(place.bundle / "post-dump")}))
+        groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
+        lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
+        shift = runtime.spec.ids.start
+        started = time.monotonic()
+        if not frozen:
+            self.cgroups.freeze(runtime.id)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                copying = pool.submit(capture, place.upper, staged / "layer", shift=shift)
+                self._dump_processes(runtime.id, place, dump, work)
+                copied = copying.result()
+            tree = staged / "layer" / "tree"
+            add_link_remaps(tree, copied, remaps)
+            add_aliases(tree, merged=place.merged, lowers=lowers, groups=groups, shift=shift)
+        finally:
+            if not frozen:
+                self.cgroups.thaw(runtime.id)
+        pause = (time.monotonic() - started) * 1000
+        return Dumped(pause_ms=round(pause, 1), memory_bytes=criu.read_memory_bytes(dump))
+
+    def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path) -> None:
+        try:
+            self.runc.checkpoint(runtime_id, dump=dump, work=work, log=place.log / "runc.log")
+        except KernelError as err:
+            log = work / "dump.log"
+            if not log.exists():
+                raise CheckpointFailed("the checkpoint failed before CRIU began", cause=err.cause or str(err)) from err
+            reason = criu.explain(criu.read_log([log]))
+            raise CheckpointFailed(f"CRIU can't dump: {reason.what}", cause=reason.line, hint=reason.hint) from err
+
+    def capture_disk(self, runtime: Runtime, staged: Path) -> None:
+        """Capture the upper dir of a runtime without processes. The overlay is mounted for it: names must be found."""
+        place = self.layout.runtime(runtime.id)
+        shift = runtime.spec.ids.start
+        (staged / "checkpoint").mkdir(mode=_MODE_PRIVATE)
+        with Undo() as undo:
+            self._mount(runtime, place, undo)
+            capture(place.upper, staged / "layer", shift=shift)
+            add_aliases(
+                staged / "layer" / "tree",
+                merged=place.merged,
+                lowers=self.layers.lowers(runtime.spec.image, runtime.spec.layers),
+                groups=self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers),
+                shift=shift,
+            )
+        unmount(place.merged)
+
+    # ---- end
+
+    def stop(self, runtime_id: str) -> None:
+        """End what runs and undo what was mounted; the disk stays. Whatever is gone already is no error."""
+        place = self.layout.runtime(runtime_id)
+        self._delete_container(runtime_id, place)
+        for point in mounts_below(place.root):
+            unmount(point)
+        remove_tree(place.run)
+        remove_tree(place.dump)
+
+    def destroy(self, runtime_id: str) -> None:
+        """Leave nothing of a runtime on the host."""
+        self.stop(runtime_id)
+        remove_tree(self.layout.runtime(runtime_id).root)
+
+    def _delete_container(self, runtime_id: str, place: RuntimeDir) -> None:
+        """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
+        processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]
+        for process in processes:
+            kill(process)
+        self.cgroups.thaw(runtime_id)
+        for process in processes:
+            if not wait_gone(process, _KILL_TIMEOUT):
+                raise KernelError(f"process {process.pid} of runtime {runtime_id} does not die")
+        log = place.log / "runc.log" if place.log.exists() else self.layout.run_dir / "runc.log"
+        self.runc.delete(runtime_id, log=log)
+        self.cgroups.remove(runtime_id)
+
+    def reap(self, process: ProcessId) -> int | None:
+        """Collect the exit status of a container's first process, if it is this service's to collect."""
+        try:
+            _, status = os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return os.waitstatus_to_exitcode(status)
+
+
+def copy_up(merged: Path, dump: Path) -> None:
+    """Bring the files that a dump holds open for writing or mapped shared into the upper dir, before CRIU opens them.
+
+    Opening for writing copies a file up (overlayfs.rst, "Non-standard behavior"). A name that is gone has a link remap.
+    """
+    for name in sorted(criu.read_writable_paths(dump)):
+        if not name.startswith(_NOT_OVERLAY):
+            fd = open_inside(merged, name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            if fd is not None:
+                os.close(fd)
+
+
+def _require_alive(pid: int) -> ProcessId:
+    process = identify(pid)
+    if process is None:
+        raise KernelError("the guest init ended at once", hint="the runtime's log directory holds runc's log")
+    return process
