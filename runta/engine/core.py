@@ -101,17 +101,17 @@ class Core:
         if not job.cancelled() and (error := job.exception()) is not None:
             log.info("%s: %s", job.get_name(), error)
 
+    def _records(self) -> list[Runtime | Checkpoint]:
+        return [*self.database.runtimes(), *self.database.checkpoints()]
+
     def needed_layers(self) -> set[str]:
         """Layers that a runtime or a checkpoint stands on."""
-        records = (*self.database.runtimes(), *self.database.checkpoints())
-        return {layer for record in records for layer in record.spec.layers}
+        return {layer for record in self._records() for layer in record.spec.layers}
 
     def needed_inits(self) -> set[str]:
         """Init binaries that a runtime or a checkpoint was made with, and the present one."""
-        records = (*self.database.runtimes(), *self.database.checkpoints())
-        return {self.init_digest, *(record.spec.init for record in records)}
+        return {self.init_digest, *(record.spec.init for record in self._records())}
 
     def image_users(self, image_id: str) -> list[str]:
         """Names of the runtimes and checkpoints that stand on an image."""
-        records = (*self.database.runtimes(), *self.database.checkpoints())
-        return [record.name for record in records if record.spec.image == image_id]
+        return [record.name for record in self._records() if record.spec.image == image_id]

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runta.errors import KernelError
-from runta.kernel.process import tool_path
 from runta.models import IdMap
+from runta.settings import tool_path
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429

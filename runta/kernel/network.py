@@ -21,7 +21,7 @@ from pathlib import Path
 
 from runta.errors import KernelError
 from runta.kernel.privileges import end_with_parent
-from runta.kernel.process import tool_path
+from runta.settings import tool_path
 
 _CLONE_NEWNET = 0x40000000
 _LOOPBACK = 1  # the first interface of every network namespace
