@@ -42,13 +42,13 @@ class Settings:
         return self.run_dir / "runta.sock"
 
 
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings of this process.
+def load_settings(environ: Mapping[str, str] | None = None, *, config_path: Path | None = None) -> Settings:
+    """Read the settings of this process, from the given configuration file if there is one.
 
     Raises ConfigError if a configuration file exists but can't be read.
     """
     env = os.environ if environ is None else environ
-    path = _config_path(env)
+    path = config_path or _config_path(env)
     table = _read_local_table(path)
 
     def value(name: str) -> str | None:

@@ -30,6 +30,7 @@ from runta.store.staging import remove_tree
 _MODE_PASS = 0o711
 _MODE_INSIDE = 0o755
 _MODE_PRIVATE = 0o700
+_MODE_RESTORER = 0o710
 _KILL_TIMEOUT = 10.0
 _IN_FLIGHT_TRIES = 4
 _IN_FLIGHT_PAUSE = 0.05
@@ -90,6 +91,7 @@ class Sandboxes:
             self._ensure_run(runtime, place)
             place.dump.mkdir(mode=_MODE_PRIVATE)
             criu.link_dump(dump, place.dump, runtime.name)
+            _admit_restorer(place.dump, runtime.spec.ids)
             undo.push("the container", lambda: self._delete_container(runtime.id, place))
             process = self._restore_container(runtime.id, place)
             self.cgroups.set_limits(runtime.id, runtime.spec.resources)
@@ -289,6 +291,12 @@ def copy_up(merged: Path, dump: Path) -> None:
             fd = open_inside(merged, name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             if fd is not None:
                 os.close(fd)
+
+
+def _admit_restorer(dump: Path, ids: IdMap) -> None:
+    """CRIU opens a dump's files as the host's root without privileges, and later as the inside's root; nobody else may."""
+    os.chown(dump, ids.start, 0)
+    dump.chmod(_MODE_RESTORER)
 
 
 def _require_alive(pid: int) -> ProcessId:

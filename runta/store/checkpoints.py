@@ -28,6 +28,8 @@ from runta.store.staging import commit, remove_tree, sync_directory, sync_file_s
 
 FORMAT = 1
 _MODE_PRIVATE = 0o600
+_MODE_DUMP = 0o644
+"""CRIU's restored processes read parts of the dump as the inside's root; the directories above, 0700, keep others out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,10 @@ class Checkpoints:
         done = replace(checkpoint, size_bytes=size)
         manifest = {"format": FORMAT, "checkpoint": encode(done), "host": encode(facts), "digests": digests}
         place.manifest.write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        for path in _files(place.root):
+        for path in (place.tarball, place.manifest):
             path.chmod(_MODE_PRIVATE)
+        for path in place.dump.iterdir() if place.dump.exists() else ():
+            path.chmod(_MODE_DUMP)
         sync_file_system(place.root)
         commit(staged / "layer", self._layout.layer(checkpoint.spec.layers[0]))
         commit(place.root, self._layout.checkpoints / checkpoint.id)

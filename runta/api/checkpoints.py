@@ -1,0 +1,34 @@
+"""Checkpoints: create, list, read, delete (API reference, section 4, rows 13 to 16, and section 10)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from runta.api.context import EngineOf
+from runta.api.pages import DEFAULT_LIMIT, After, Limit, view_page
+from runta.api.schemas import CheckpointBody
+from runta.api.views import Json, view_checkpoint
+
+router = APIRouter(prefix="/v2")
+
+
+@router.post("/runtimes/{ref}/checkpoints")
+async def create_checkpoint(engine: EngineOf, ref: str, body: CheckpointBody) -> Json:
+    checkpoint = await engine.create_checkpoint(ref, name=body.name, kind=body.to_kind())
+    return {"data": view_checkpoint(checkpoint)}
+
+
+@router.get("/checkpoints")
+async def list_checkpoints(engine: EngineOf, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Json:
+    return view_page(await engine.list_checkpoints(), view_checkpoint, limit=limit, after=after)
+
+
+@router.get("/checkpoints/{ref}")
+async def get_checkpoint(engine: EngineOf, ref: str) -> Json:
+    return {"data": view_checkpoint(await engine.get_checkpoint(ref))}
+
+
+@router.delete("/checkpoints/{ref}")
+async def delete_checkpoint(engine: EngineOf, ref: str) -> Json:
+    await engine.delete_checkpoint(ref)
+    return {"data": {}}

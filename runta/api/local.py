@@ -1,0 +1,128 @@
+"""What is ours, beside the public API: everything under /v2/local.
+
+| method, path below /v2/local | query, body | success |
+|---|---|---|
+| GET /runtimes/{id}, /checkpoints/{id} | | 200 {data: all fields of runta.models} |
+| GET /runtimes/{id}/tasks | | 200 {data: [TaskInfo]} |
+| POST /runtimes/{id}/tasks/{task}/signal | {signal: name} | 200 {data: {}} |
+| WebSocket /runtimes/{id}/tasks/{task}/attach | stdout_offset, stderr_offset | exec stream frames, with offsets |
+| GET, PUT /runtimes/{id}/content | path; PUT: mode (octal) | 200 bytes, 204 |
+| GET, PUT /runtimes/{id}/archive | path | 200 tar, 204 |
+| GET /images | | 200 {data: [Image]} |
+| POST /images/build | {name} | 201 {data: Image} |
+| POST /images/import | name; body: the archive | 201 {data: Image} |
+| DELETE /images/{id} | | 200 {data: {}} |
+
+`{id}` is an id or a name. Field names are those of `runta.models`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from runta.api.chunks import OCTETS, TAR, respond_in_chunks
+from runta.api.context import EngineOf
+from runta.api.files import PathOf
+from runta.api.frames import parse_signal
+from runta.api.schemas import BuildBody, SignalBody
+from runta.api.session import Session
+from runta.api.views import Json, view_local
+
+router = APIRouter(prefix="/v2/local")
+
+Offset = Annotated[int | None, Query(ge=0)]
+Mode = Annotated[str, Query(pattern="^0?[0-7]{3,4}$")]
+
+
+@router.get("/runtimes/{ref}")
+async def inspect_runtime(engine: EngineOf, ref: str) -> Json:
+    return {"data": view_local(await engine.get_runtime(ref))}
+
+
+@router.get("/checkpoints/{ref}")
+async def inspect_checkpoint(engine: EngineOf, ref: str) -> Json:
+    return {"data": view_local(await engine.get_checkpoint(ref))}
+
+
+@router.get("/runtimes/{ref}/tasks")
+async def list_tasks(engine: EngineOf, ref: str) -> Json:
+    return {"data": [view_local(task) for task in await engine.list_tasks(ref)]}
+
+
+@router.post("/runtimes/{ref}/tasks/{task_id}/signal")
+async def signal_task(engine: EngineOf, ref: str, task_id: int, body: SignalBody) -> Json:
+    await engine.signal_task(ref, task_id, parse_signal(body.signal))
+    return {"data": {}}
+
+
+@router.websocket("/runtimes/{ref}/tasks/{task_id}/attach")
+async def attach_task(
+    socket: WebSocket,
+    engine: EngineOf,
+    ref: str,
+    task_id: int,
+    stdout_offset: Offset = None,
+    stderr_offset: Offset = None,
+) -> None:
+    """A `started` frame first, then output from the offsets on. Losing the socket only detaches."""
+    stream = await engine.attach_task(ref, task_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+    try:
+        await socket.accept()
+        session = Session(socket, stream, offsets=True)
+        await session.announce()
+        await session.run()
+    finally:
+        await stream.aclose()
+
+
+@router.get("/runtimes/{ref}/content")
+async def read_content(engine: EngineOf, ref: str, path: PathOf) -> Response:
+    """A file of any size."""
+    return await respond_in_chunks(await engine.read_file(ref, path), OCTETS)
+
+
+@router.put("/runtimes/{ref}/content")
+async def write_content(engine: EngineOf, ref: str, path: PathOf, request: Request, mode: Mode = "644") -> Response:
+    """A file of any size; `mode` is for a file that is new."""
+    await engine.write_file(ref, path, request.stream(), mode=int(mode, 8))
+    return Response(status_code=204)
+
+
+@router.get("/runtimes/{ref}/archive")
+async def read_archive(engine: EngineOf, ref: str, path: PathOf) -> Response:
+    """A file or directory as a tar stream, named by the last component of the path."""
+    return await respond_in_chunks(await engine.read_archive(ref, path), TAR)
+
+
+@router.put("/runtimes/{ref}/archive")
+async def write_archive(engine: EngineOf, ref: str, path: PathOf, request: Request) -> Response:
+    """Unpack a tar stream into the directory `path`."""
+    await engine.write_archive(ref, path, request.stream())
+    return Response(status_code=204)
+
+
+@router.get("/images")
+async def list_images(engine: EngineOf) -> Json:
+    return {"data": [view_local(image) for image in await engine.list_images()]}
+
+
+@router.post("/images/build", status_code=201)
+async def build_image(engine: EngineOf, body: BuildBody) -> Json:
+    """Make an image from the recipe of this name; answers when it is there, which can take minutes."""
+    return {"data": view_local(await engine.build_image(body.name))}
+
+
+@router.post("/images/import", status_code=201)
+async def import_image(engine: EngineOf, name: Annotated[str, Query(min_length=1)], request: Request) -> Json:
+    return {"data": view_local(await engine.import_image(name, request.stream()))}
+
+
+@router.delete("/images/{ref}")
+async def delete_image(engine: EngineOf, ref: str) -> Json:
+    await engine.delete_image(ref)
+    return {"data": {}}

@@ -1,0 +1,139 @@
+"""What hangs on an asyncio client and its runtimes: files, checkpoints, egress, secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runta.client import checkpoints, files, runtimes, secrets
+from runta.client.archive import Filter
+from runta.client.types import CheckpointInfo, EgressPolicy, RuntimeInfo, SecretInfo
+
+if TYPE_CHECKING:
+    from runta.client.aio import AsyncRunta, AsyncRuntime
+
+
+class AsyncFileManager:
+    """A runtime's files. Relative paths begin in the home directory inside."""
+
+    def __init__(self, runtime: AsyncRuntime) -> None:
+        self._ref = runtime.id
+        self._client = runtime._client
+
+    async def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        """A file's content, cut after `max_bytes`. Raises ApiError with status 404 if there is none."""
+        return await self._client.perform(files.read_file(self._ref, path, max_bytes))
+
+    async def write(self, path: str, content: bytes | str, executable: bool = False) -> None:
+        """Replace a file's content; missing directories are made."""
+        await self._client.perform(files.write_file(self._ref, path, content, executable))
+
+    async def upload(self, src: str, dst: str) -> None:
+        """Copy a local file or directory to `dst`; a file goes below it if it ends in `/`. Directories are merged."""
+        await self._client.copy_files(files.upload, self._ref, src, dst)
+
+    async def download(self, src: str, dst: str) -> None:
+        """Copy a file or directory to the local `dst`, or below it if that ends in `/` or is a directory."""
+        await self._client.copy_files(files.download, self._ref, src, dst)
+
+    async def download_dir_contents(
+        self, src: str, dst: str, *, paths: Sequence[str] | None = None, filter: Filter | None = None
+    ) -> None:
+        """Merge a directory into a local one. `paths`: only these, relative, without what lies below them.
+
+        `filter` is called as `tarfile` does; what it lets through must still be safe to unpack, else ApiError.
+        """
+        await self._client.copy_files(files.download_dir_contents, self._ref, src, dst, paths=paths, choose=filter)
+
+
+class AsyncRuntimeCheckpointManager:
+    """The checkpoints of one runtime."""
+
+    def __init__(self, runtime: AsyncRuntime) -> None:
+        self._runtime = runtime
+        self._client = runtime._client
+
+    async def create(
+        self,
+        kind: str = "full",
+        name: str | None = None,
+        *,
+        wait: bool = True,
+        timeout: float = 240.0,
+        poll_interval: float = 0.5,
+    ) -> CheckpointInfo:
+        """Capture files and processes (`full`), or the files of a shut-down runtime (`cold`).
+
+        Raises RuntimeError where that fails, TimeoutError after `timeout` seconds.
+        """
+        runtime = self._runtime
+        info = await self._client.perform(checkpoints.create_checkpoint(runtime.id, runtime.name, kind, name))
+        if not wait or checkpoints.settled(info):
+            return info
+        return await self._client.checkpoints.wait_until_ready(info.id, timeout, poll_interval)
+
+    async def list(self) -> list[CheckpointInfo]:
+        """Those made of this runtime."""
+        return await self._client.perform(checkpoints.list_checkpoints_of(self._runtime.id, self._runtime.name))
+
+    async def delete(self, id: str) -> None:
+        """By id or display name."""
+        await self._client.perform(checkpoints.delete_checkpoint(id))
+
+
+class AsyncCheckpointManager:
+    """All checkpoints."""
+
+    def __init__(self, client: AsyncRunta) -> None:
+        self._client = client
+
+    async def list(self) -> list[CheckpointInfo]:
+        return await self._client.perform(checkpoints.list_checkpoints())
+
+    async def get(self, id: str) -> CheckpointInfo:
+        """By id or display name. Raises ApiError with status 404 if there is none."""
+        return await self._client.perform(checkpoints.get_checkpoint(id))
+
+    async def wait_until_ready(self, id: str, timeout: float = 240.0, poll_interval: float = 0.5) -> CheckpointInfo:
+        """Return when it is ready. Raises RuntimeError if it failed, TimeoutError after `timeout` seconds."""
+        return await self._client.perform(
+            checkpoints.wait_for_checkpoint(id, timeout=timeout, poll_interval=poll_interval)
+        )
+
+    async def delete(self, id: str) -> None:
+        """By id or display name. Runtimes restored from it go on."""
+        await self._client.perform(checkpoints.delete_checkpoint(id))
+
+
+class AsyncEgressManager:
+    """Which hosts a runtime may talk to."""
+
+    def __init__(self, runtime: AsyncRuntime) -> None:
+        self._runtime = runtime
+
+    async def get(self) -> EgressPolicy:
+        return (await self._runtime.refresh_info()).egress_policy
+
+    async def set_policy(self, policy: EgressPolicy) -> RuntimeInfo:
+        """Replace the policy. Raises ApiError for a host that is none."""
+        changes = {"egress_policy": policy.normalized().to_json()}
+        return await self._runtime._keep(runtimes.patch_runtime(self._runtime.id, changes))
+
+
+class AsyncSecretManager:
+    """Secrets by id or name. A local service has none: it answers 501."""
+
+    def __init__(self, client: AsyncRunta) -> None:
+        self._client = client
+
+    async def set(self, name: str, val: str, *, cache_ttl_secs: int = 0) -> SecretInfo:
+        return await self._client.perform(secrets.set_secret(name, val, cache_ttl_secs))
+
+    async def get(self, name: str) -> SecretInfo:
+        return await self._client.perform(secrets.get_secret(name))
+
+    async def list(self) -> list[SecretInfo]:
+        return await self._client.perform(secrets.list_secrets())
+
+    async def delete(self, name: str) -> None:
+        await self._client.perform(secrets.delete_secret(name))
