@@ -83,6 +83,12 @@ def tool_path(environ: Mapping[str, str] | None = None) -> str:
     return ":".join(dict.fromkeys(part for part in wanted if part))
 
 
+def terminal_type(environ: Mapping[str, str] | None = None) -> str | None:
+    """What kind of terminal the user sits at, as programs name it; None without one."""
+    env = os.environ if environ is None else environ
+    return env.get("TERM") or None
+
+
 def _strip_slash(value: str | None) -> str | None:
     return value.rstrip("/") if value else value
 

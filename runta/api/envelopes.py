@@ -43,7 +43,7 @@ def envelope(error: ServiceError, request_id: str) -> JSONResponse:
 
 
 def is_ours(error: ServiceError) -> bool:
-    """A failure of the host or of runta itself, which belongs in the log; the others tell their caller of his request."""
+    """A failure of the host or of runta itself, which belongs in the log; the others are the caller's affair."""
     return error.code == ServiceError.code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runta.client import checkpoints, files, runtimes, secrets
@@ -28,16 +29,21 @@ class AsyncFileManager:
         """Replace a file's content; missing directories are made."""
         await self._client.perform(files.write_file(self._ref, path, content, executable))
 
-    async def upload(self, src: str, dst: str) -> None:
+    async def upload(self, src: str | Path, dst: str) -> None:
         """Copy a local file or directory to `dst`; a file goes below it if it ends in `/`. Directories are merged."""
         await self._client.copy_files(files.upload, self._ref, src, dst)
 
-    async def download(self, src: str, dst: str) -> None:
+    async def download(self, src: str, dst: str | Path) -> None:
         """Copy a file or directory to the local `dst`, or below it if that ends in `/` or is a directory."""
         await self._client.copy_files(files.download, self._ref, src, dst)
 
     async def download_dir_contents(
-        self, src: str, dst: str, *, paths: Sequence[str] | None = None, filter: Filter | None = None
+        self,
+        src: str,
+        dst: str | Path,
+        *,
+        paths: Sequence[str] | None = None,
+        filter: Filter | None = None,
     ) -> None:
         """Merge a directory into a local one. `paths`: only these, relative, without what lies below them.
 

@@ -27,7 +27,7 @@ class Driver:
 
     def __init__(self, endpoint: Endpoint, *, timeout: float, attempts: int, pool: int) -> None:
         self.endpoint = endpoint
-        self._timeout = timeout
+        self.timeout = timeout
         self._attempts = attempts
         self._pool = pool
         self._lock = threading.Lock()
@@ -58,12 +58,12 @@ class Driver:
 
     def execute(self, session: Session) -> CommandResult:
         """Run a command to its result."""
-        run_session(session, self.endpoint, timeout=self._timeout, attempts=self._attempts)
+        run_session(session, self.endpoint, timeout=self.timeout, attempts=self._attempts)
         return session.result()
 
     def open_channel(self, path: str) -> Channel:
         """A WebSocket, for a caller who moves the bytes."""
-        return open_channel(self.endpoint, path, self._timeout)
+        return open_channel(self.endpoint, path, self.timeout)
 
     @contextmanager
     def stream_down(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
@@ -121,7 +121,7 @@ class Driver:
             json=json,
             content=content,
             headers=headers,
-            timeout=self._timeout if timeout is None else timeout,
+            timeout=self.timeout if timeout is None else timeout,
         )
         try:
             return client.send(request, stream=True)
@@ -149,7 +149,7 @@ class Driver:
                     transport=transport,
                     base_url=self.endpoint.url,
                     headers=self.endpoint.headers,
-                    timeout=self._timeout,
+                    timeout=self.timeout,
                     **HTTP_SETTINGS,
                 )
             return self._opened

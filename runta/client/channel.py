@@ -49,6 +49,11 @@ class Channel:
         return self._wire.end_reason
 
     @property
+    def has_frames(self) -> bool:
+        """Some came right behind the handshake: `receive` without waiting."""
+        return bool(self._early)
+
+    @property
     def wants_to_send(self) -> bool:
         """Something could not be sent yet."""
         return bool(self._out)

@@ -35,7 +35,7 @@ def write_file(ref: str, path: str, content: bytes | str, executable: bool) -> S
     raise_for_status((yield Request(method="PUT", path=place, query=query, content=data)))
 
 
-def upload(driver: Driver, ref: str, source: str, target: str) -> None:
+def upload(driver: Driver, ref: str, source: str | Path, target: str) -> None:
     """Copy a local file or directory into the runtime.
 
     A file goes to `target`, or below it if that ends in `/`; a directory's contents go into the directory `target`.
@@ -50,10 +50,10 @@ def upload(driver: Driver, ref: str, source: str, target: str) -> None:
     put_archive(driver, ref, directory, pack_tree(path, name))
 
 
-def download(driver: Driver, ref: str, source: str, target: str) -> None:
+def download(driver: Driver, ref: str, source: str, target: str | Path) -> None:
     """Copy a file or directory of the runtime to `target`, or below it if that ends in `/` or is a directory."""
     place = Path(target)
-    if target.endswith("/") or place.is_dir():
+    if str(target).endswith("/") or place.is_dir():
         place = place / (posixpath.basename(source.rstrip("/")) or "root")
     with staging(place.parent) as content:
         _unpack_from(driver, ref, source, content)
@@ -61,7 +61,13 @@ def download(driver: Driver, ref: str, source: str, target: str) -> None:
 
 
 def download_dir_contents(
-    driver: Driver, ref: str, source: str, target: str, *, paths: Sequence[str] | None, choose: Filter | None
+    driver: Driver,
+    ref: str,
+    source: str,
+    target: str | Path,
+    *,
+    paths: Sequence[str] | None,
+    choose: Filter | None,
 ) -> None:
     """Merge a directory of the runtime into a local one; `paths` (relative) are taken without what lies below them.
 

@@ -41,8 +41,8 @@ class Runta:
     """A client of one service.
 
     Without an endpoint (argument, RUNTA_ENDPOINT or configuration file) it uses this host's service through its Unix
-    socket and, as root, starts one where none runs. `timeout` is in seconds, for each request. Threads may share a client.
-    Raises ConfigError for settings that can't be used.
+    socket and, as root, starts one where none runs. `timeout` is in seconds, for each request. Threads may
+    share a client. Raises ConfigError for settings that can't be used.
 
         with Runta() as client:
             box = client.runtimes.create("demo")

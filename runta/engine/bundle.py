@@ -219,13 +219,17 @@ def compose_hook(python: str, script: Path, socket: Path) -> tuple[str, ...]:
     return (python, "-I", "-S", "-E", str(script), str(socket))
 
 
-def compose_post_dump(upper: Path, listing: Path) -> str:
-    """CRIU's action script of a dump: lists its link remaps, `inode path` each ended by NUL, before CRIU removes them.
+def compose_post_dump(upper: Path, kept: Path) -> str:
+    """CRIU's action script of a dump: keeps its link remaps before CRIU removes them.
 
-    CRIU starts it at every step; only post-dump with a link remap in the dump costs more than starting a shell.
+    `kept`/<inode> becomes a hard link to the file, `kept`/names lists `inode path` pairs, each ended by NUL. CRIU starts it at
+    every step; only post-dump with a link remap in the dump costs more than starting a shell.
     """
+    link = 'for p; do i=$(stat -c %i "$p"); ln "$p" "$kept/$i" 2>/dev/null; printf "%s %s\\0" "$i" "$p"; done'
     return f"""#!/bin/sh
 [ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
 grep -q {LINK_REMAP} "$CRTOOLS_IMAGE_DIR/files.img" || exit 0
-cd {shlex.quote(str(upper))} && exec find . -name '{LINK_REMAP}*' -printf '%i %p\\0' > {shlex.quote(str(listing))}
+export kept={shlex.quote(str(kept))}
+mkdir -p "$kept" && cd {shlex.quote(str(upper))} || exit 1
+exec find . -type f -name '{LINK_REMAP}*' -exec sh -c '{link}' sh {{}} + > "$kept/names"
 """

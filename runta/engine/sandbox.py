@@ -24,7 +24,7 @@ from runta.kernel.runc import Runc
 from runta.layout import Layout, RuntimeDir
 from runta.models import IdMap, Runtime
 from runta.store.inits import Inits
-from runta.store.layers import Layers, add_aliases, add_link_remaps, capture
+from runta.store.layers import Capture, Layers
 from runta.store.staging import remove_tree
 
 _MODE_PASS = 0o711
@@ -184,6 +184,7 @@ class Sandboxes:
                     raise
                 remove_tree(staged / "checkpoint")
                 remove_tree(staged / "layer")
+                remove_tree(staged / "remaps")
                 time.sleep(_IN_FLIGHT_PAUSE * attempt)
         raise AssertionError("unreachable")
 
@@ -192,24 +193,23 @@ class Sandboxes:
         dump, work = staged / "checkpoint" / "dump", staged / "checkpoint" / "log"
         for directory in (dump.parent, dump, work):
             directory.mkdir(mode=_MODE_PRIVATE)
-        remaps = staged / "link-remaps"
+        remaps = staged / "remaps"
         script = compose_post_dump(place.upper, remaps)
         write_text(place.bundle / "post-dump", script, mode=_MODE_PRIVATE)
         write_text(place.criu_conf, compose_criu_options({"action-script": str(place.bundle / "post-dump")}))
         groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
         lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
-        shift = runtime.spec.ids.start
+        capture = Capture(place.upper, staged / "layer", merged=place.merged, shift=runtime.spec.ids.start)
         started = time.monotonic()
         if not frozen:
             self.cgroups.freeze(runtime.id)
         try:
             with ThreadPoolExecutor(1) as pool:
-                copying = pool.submit(capture, place.upper, staged / "layer", shift=shift)
+                copying = pool.submit(capture.copy)
                 self._dump_processes(runtime.id, place, dump, work)
-                copied = copying.result()
-            tree = staged / "layer" / "tree"
-            add_link_remaps(tree, copied, remaps)
-            add_aliases(tree, merged=place.merged, lowers=lowers, groups=groups, shift=shift)
+                copying.result()
+            capture.add_link_remaps(remaps)
+            capture.add_aliases(lowers, groups)
         finally:
             if not frozen:
                 self.cgroups.thaw(runtime.id)
@@ -229,17 +229,14 @@ class Sandboxes:
     def capture_disk(self, runtime: Runtime, staged: Path) -> None:
         """Capture the upper dir of a runtime without processes. The overlay is mounted for it: names must be found."""
         place = self.layout.runtime(runtime.id)
-        shift = runtime.spec.ids.start
+        capture = Capture(place.upper, staged / "layer", merged=place.merged, shift=runtime.spec.ids.start)
         (staged / "checkpoint").mkdir(mode=_MODE_PRIVATE)
         with Undo() as undo:
             self._mount(runtime, place, undo)
-            capture(place.upper, staged / "layer", shift=shift)
-            add_aliases(
-                staged / "layer" / "tree",
-                merged=place.merged,
-                lowers=self.layers.lowers(runtime.spec.image, runtime.spec.layers),
-                groups=self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers),
-                shift=shift,
+            capture.copy()
+            capture.add_aliases(
+                self.layers.lowers(runtime.spec.image, runtime.spec.layers),
+                self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers),
             )
         unmount(place.merged)
 

@@ -42,6 +42,6 @@ def _parse(line: str, name: str) -> tuple[int, int, int]:
 def _refuse(line: str, name: str) -> InvalidArgument:
     return InvalidArgument(
         f"the archive's entry {name!r} was refused",
-        cause=f"its access list has {line!r}, which names no numeric id",
-        hint="make the archive with tar --numeric-owner --acls",
+        cause=f"its access list has {line!r}: a name that only the host which packed it can tell the id of",
+        hint="pack it with bsdtar, which writes ids, or without access lists",
     )

@@ -24,6 +24,7 @@ from runta.kernel.archive import pack_tree
 from runta.layout import CheckpointDir, Layout
 from runta.models import Checkpoint
 from runta.store.codec import decode, encode
+from runta.store.layers import index_hard_links
 from runta.store.staging import commit, remove_tree, sync_directory, sync_file_system
 
 FORMAT = 1
@@ -57,6 +58,7 @@ class Checkpoints:
         `staged` holds `checkpoint/` (dump, log) and `layer/` (tree). Returns the checkpoint with its size.
         """
         place = CheckpointDir(staged / "checkpoint")
+        index_hard_links(staged / "layer", staged / "layer" / "tree")
         pack_tree(staged / "layer" / "tree", place.tarball)
         digests = {str(path.relative_to(place.root)): _digest(path) for path in _files(place.root)}
         size = sum(path.stat().st_size for path in _files(place.root))

@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from runta.kernel.tree import Copied, copy_content, copy_metadata, copy_tree, find_hard_links
+from runta.kernel.tree import Copied, copy_content, copy_metadata, copy_tree, find_hard_links, is_whiteout
 from runta.layout import Layout
 from runta.store.staging import remove_tree
 
@@ -44,14 +44,19 @@ class Layers:
 
     def find_hard_links(self, image_id: str, layer_ids: Sequence[str]) -> list[list[str]]:
         """Groups of names that are one file in some lower dir of a runtime."""
-        places = [*(self._layout.layer(layer) for layer in layer_ids), self._layout.image(image_id)]
+        layers = [(self._layout.layer(layer), self.tree(layer)) for layer in layer_ids]
+        places = [*layers, (self._layout.image(image_id), self._layout.image_rootfs(image_id))]
         groups: list[list[str]] = []
-        for place in places:
-            index = place / _HARD_LINKS
-            if not index.exists():
-                write_hard_links(place, find_hard_links(self._layout.image_rootfs(image_id)))
-            groups.extend(json.loads(index.read_text()))
+        for place, tree in places:
+            if not (place / _HARD_LINKS).exists():
+                index_hard_links(place, tree)
+            groups.extend(json.loads((place / _HARD_LINKS).read_text()))
         return groups
+
+
+def index_hard_links(place: Path, tree: Path) -> None:
+    """Find a tree's groups, and keep them beside it."""
+    write_hard_links(place, find_hard_links(tree))
 
 
 def write_hard_links(place: Path, groups: list[list[str]]) -> None:
@@ -61,66 +66,92 @@ def write_hard_links(place: Path, groups: list[list[str]]) -> None:
     temporary.rename(place / _HARD_LINKS)
 
 
-def capture(upper: Path, place: Path, *, shift: int) -> Copied:
-    """Copy a frozen upper dir to `place`/tree, with plain ids. Raises OSError."""
-    place.mkdir(mode=_MODE_PRIVATE)
-    return copy_tree(upper, place / "tree", shift=shift)
+class Capture:
+    """One capture of a frozen upper dir into `place`/tree, with plain ids.
 
-
-def add_link_remaps(tree: Path, copied: Copied, listing: Path) -> None:
-    """Add the names CRIU gave to open files whose own name is gone; it removes them when it is done with the dump.
-
-    `listing` holds `inode path` pairs, each ended by a NUL byte: what CRIU's post-dump action wrote.
+    The kernel and CRIU keep things about an upper dir elsewhere, and each is put into the tree by a step of its own: names CRIU
+    gave to open files whose own name is gone (`add_link_remaps`), and the other names of a lower file that was copied up through
+    one of them, which the overlay keeps together by its index in the work dir (`add_aliases`). All of it belongs into the frozen
+    window. Raises OSError.
     """
-    if not listing.exists():
-        return
-    for record in listing.read_text().split("\0"):
-        if not record:
-            continue
-        inode, _, name = record.partition(" ")
-        target, others = tree / name.removeprefix("./"), copied.names.get(int(inode), [])
-        source = next((tree / other for other in others if (tree / other).exists()), None)
-        if source is not None and not target.exists():
-            target.hardlink_to(source)
 
+    def __init__(self, upper: Path, place: Path, *, merged: Path, shift: int) -> None:
+        self._upper = upper
+        self._place = place
+        self._merged = merged
+        self._shift = shift
+        self._copied = Copied()
+        self._kept: list[tuple[Path, str]] = []
+        """Link remaps: the file, outside the upper dir, and a name of it in the tree."""
 
-def add_aliases(
-    tree: Path, *, merged: Path, lowers: Sequence[Path], groups: Sequence[Sequence[str]], shift: int
-) -> None:
-    """Add the other names of files that were copied up through one of them.
+    @property
+    def tree(self) -> Path:
+        return self._place / "tree"
 
-    The overlay keeps the names of a lower file together through its index, which lies in the work dir: an upper dir alone
-    would leave the names that were not written through at their old content. Runs in the frozen window.
-    """
-    for group in groups:
-        for name in group:
-            if not os.path.lexists(tree / name) and _was_copied_up(name, merged, lowers):
-                _add_alias(tree, name, group, merged, shift)
+    def copy(self) -> None:
+        """Copy the upper dir."""
+        self._place.mkdir(mode=_MODE_PRIVATE)
+        self._copied = copy_tree(self._upper, self.tree, shift=self._shift)
 
+    def add_link_remaps(self, kept: Path) -> None:
+        """Add what CRIU's post-dump action kept: `kept`/names lists `inode path` pairs, each ended by a NUL byte, and
+        `kept`/<inode> is the file."""
+        listing = kept / "names"
+        for record in listing.read_text().split("\0") if listing.exists() else ():
+            inode, _, path = record.partition(" ")
+            name = path.removeprefix("./")
+            if not name:
+                continue
+            known = next((one for one in self._copied.names.get(int(inode), []) if (self.tree / one).exists()), None)
+            self._kept.append((kept / inode, known or name))
+            if os.path.lexists(self.tree / name) and is_whiteout(self.tree / name):
+                (self.tree / name).unlink()  # an earlier dump's name, gone when the copy passed it, and now taken again
+            if os.path.lexists(self.tree / name):
+                continue
+            self._ensure_parents(name)
+            if known:
+                (self.tree / name).hardlink_to(self.tree / known)
+            else:
+                self._copy_file(kept / inode, name)
+                self._copied.names.setdefault(int(inode), []).append(name)
 
-def _was_copied_up(name: str, merged: Path, lowers: Sequence[Path]) -> bool:
-    """Whether a name shows another file than its lower one: a copy-up sets a new change time."""
-    lower = next((lower / name for lower in lowers if os.path.lexists(lower / name)), None)
-    if lower is None or not os.path.lexists(merged / name):
-        return False
-    return (merged / name).lstat().st_ctime_ns != lower.lstat().st_ctime_ns
+    def add_aliases(self, lowers: Sequence[Path], groups: Sequence[Sequence[str]]) -> None:
+        """Add the names of lower files, in `groups` of one file each, that were copied up through another name."""
+        for group in groups:
+            for name in group:
+                if not os.path.lexists(self.tree / name) and self._was_copied_up(name, lowers):
+                    self._add_alias(name, group)
 
+    def _was_copied_up(self, name: str, lowers: Sequence[Path]) -> bool:
+        """Whether a name shows another file than its lower one: a copy-up sets a new change time."""
+        lower = next((lower / name for lower in lowers if os.path.lexists(lower / name)), None)
+        if lower is None or not os.path.lexists(self._merged / name):
+            return False
+        return (self._merged / name).lstat().st_ctime_ns != lower.lstat().st_ctime_ns
 
-def _add_alias(tree: Path, name: str, group: Sequence[str], merged: Path, shift: int) -> None:
-    _ensure_parents(tree, name, merged, shift)
-    inode = (merged / name).lstat().st_ino
-    for other in group:
-        if other != name and os.path.lexists(tree / other) and os.path.lexists(merged / other):
-            if (merged / other).lstat().st_ino == inode:
-                (tree / name).hardlink_to(tree / other)
+    def _add_alias(self, name: str, group: Sequence[str]) -> None:
+        """The merged name shows the times of its upper file, nanoseconds and all: that tells which one it is."""
+        self._ensure_parents(name)
+        shown = _stamp(self._merged / name)
+        siblings = [(self._upper / other, other) for other in group if os.path.lexists(self.tree / other)]
+        for file, other in (*siblings, *self._kept):
+            if os.path.lexists(file) and _stamp(file) == shown:
+                (self.tree / name).hardlink_to(self.tree / other)
                 return
-    copy_content(merged / name, tree / name, (merged / name).lstat().st_size)
-    copy_metadata(merged / name, tree / name, shift=shift)
+        self._copy_file(self._merged / name, name)
+
+    def _copy_file(self, source: Path, name: str) -> None:
+        copy_content(source, self.tree / name, source.lstat().st_size)
+        copy_metadata(source, self.tree / name, shift=self._shift)
+
+    def _ensure_parents(self, name: str) -> None:
+        """Directories above a name, as merged ones: without an opaque mark they show what lies below."""
+        for parent in reversed(Path(name).parents[:-1]):
+            if not (self.tree / parent).exists():
+                (self.tree / parent).mkdir()
+                copy_metadata(self._merged / parent, self.tree / parent, shift=self._shift)
 
 
-def _ensure_parents(tree: Path, name: str, merged: Path, shift: int) -> None:
-    """Directories above a name, as merged ones: without an opaque mark they show what lies below."""
-    for parent in reversed(Path(name).parents[:-1]):
-        if not (tree / parent).exists():
-            (tree / parent).mkdir()
-            copy_metadata(merged / parent, tree / parent, shift=shift)
+def _stamp(path: Path) -> tuple[int, int, int]:
+    info = path.lstat()
+    return info.st_ctime_ns, info.st_mtime_ns, info.st_size

@@ -309,6 +309,19 @@ def test_signal_arrives_while_the_input_is_blocked(service: Service, runtime: Ru
         assert listen(connection).code == 143
 
 
+def test_input_beyond_the_allowance_waits_and_arrives(
+    service: Service, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_door, "INPUT_AHEAD", 256 * 1024)
+    data = os.urandom(8 * MIB)
+    with open_exec(service, "sh", "-c", "sleep 0.5; exec cat") as connection:
+        sender = threading.Thread(target=lambda: (say_input(connection, data), say(connection, type="close_stdin")))
+        sender.start()
+        heard = listen(connection)
+        sender.join()
+    assert heard.stdout == data
+
+
 def test_pings_are_answered_while_the_input_is_blocked(service: Service, runtime: Runtime) -> None:
     with open_exec(service, "sh", "-c", "echo up; exec sleep 30") as connection:
         wait_for_output(connection, b"up")
@@ -375,6 +388,19 @@ def test_refusal_of_the_engine_is_an_error_frame(
     heard = run(service, "true")
     assert heard.error == "the guest does not answer\nwhat to do: try again"
     assert heard.frames[-1]["code"] == "unavailable"
+
+
+def test_unforeseen_failure_ends_the_socket_and_the_task(
+    service: Service, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(session_door, "render_outputs", fail)
+    with open_exec(service, "sh", "-c", "echo up; exec sleep 30") as connection:
+        assert listen(connection).frames == []
+    wait_until(lambda: service.run(service.engine.list_tasks("box"))[0].exit_code == 137)
+    assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
 # The socket's end

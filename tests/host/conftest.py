@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from runta import Runta
+from runta.client.spawn import can_connect
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.mounts import mounts_below
 from runta.layout import Layout
@@ -56,14 +57,10 @@ class House:
         )
         log.close()
         deadline = time.monotonic() + START_TIMEOUT
-        with self.connect() as client:
-            while time.monotonic() < deadline:
-                with contextlib.suppress(Exception):
-                    if client.health():
-                        return
-                if self.service.poll() is not None:
-                    break
-                time.sleep(0.02)
+        while time.monotonic() < deadline and self.service.poll() is None:
+            if can_connect(self.layout.socket):
+                return
+            time.sleep(0.01)
         raise AssertionError(f"the service did not start:\n{self.log()[-4000:]}")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
