@@ -343,6 +343,25 @@ def require_revision(runtime: Runtime, expected: int | None) -> None:
         )
 
 
+_REMEDIES: Mapping[RuntimeStatus, str] = {
+    RuntimeStatus.CREATING: "wait until it runs",
+    RuntimeStatus.PAUSED: "`runta resume {name}`",
+    RuntimeStatus.SUSPENDED: "`runta resume {name}`",
+    RuntimeStatus.SHUTDOWN: "`runta boot {name}`",
+    RuntimeStatus.CRASHED: "`runta boot {name}`",
+}
+
+
+def require_running(runtime: Runtime) -> None:
+    """Raise FailedPrecondition, saying what would make it run, unless the runtime accepts work."""
+    if runtime.status is not RuntimeStatus.RUNNING:
+        raise FailedPrecondition(
+            f"runtime {runtime.name} is not running",
+            cause=f"it is {runtime.status}",
+            hint=_REMEDIES.get(runtime.status, "`runta inspect {name}` tells more").format(name=runtime.name),
+        )
+
+
 def suggest(wanted: str, known: Iterable[str]) -> str | None:
     """A hint naming what exists under a similar name, or None."""
     names = sorted(set(known))

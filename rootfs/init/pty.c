@@ -15,7 +15,7 @@
 
 #include "tasks.h"
 
-enum { IN = 0, OUT = 1, MASTER = 2, PIECE = 4096 };
+enum { IN = 0, OUT = 1, MASTER = 2, LEADER = 3, PIECE = 4096 };
 
 static int open_slave(int number) {
     char path[32];
@@ -94,6 +94,15 @@ static void say_eof(struct relay *r, char last) {
     r->length = (mode.c_lflag & ICANON) && last != '\n' ? 2 : 1;
 }
 
+/* A leader that has closed its terminal lives on for a moment, to exit with a code of its own. Were the master closed
+ * before that, SIGHUP would be its end. */
+static void await_leader(void) {
+    struct pollfd fds[] = {{.fd = LEADER}};
+    close(OUT); /* the output is complete */
+    while (poll(fds, 1, -1) < 0)
+        ;
+}
+
 static _Noreturn void relay(bool has_input) {
     static struct relay in, out;
     char last = '\n';
@@ -107,10 +116,8 @@ static _Noreturn void relay(bool has_input) {
         };
         if (poll(fds, 3, -1) < 0)
             continue;
-        if (fds[1].revents & POLLERR)
-            break;
-        if (fds[1].revents & POLLOUT && !drain(&out, OUT))
-            break;
+        if (fds[1].revents & POLLERR || (fds[1].revents & POLLOUT && !drain(&out, OUT)))
+            _exit(0);
         if (fds[0].revents) {
             fill(&in, IN);
             if (in.length)
@@ -122,13 +129,14 @@ static _Noreturn void relay(bool has_input) {
             in.length = 0;
         if (fds[2].revents & (POLLIN | POLLHUP | POLLERR) && !out.length)
             fill(&out, MASTER);
-        else if (fds[2].revents & POLLHUP)
+        else if (fds[2].revents & (POLLHUP | POLLERR))
             in.length = 0; /* nobody will read it, and waiting for that would spin */
     }
+    await_leader();
     _exit(0);
 }
 
-pid_t pty_hold(const struct pty *pty, int in, int out) {
+pid_t pty_hold(const struct pty *pty, int in, int out, int leader) {
     pid_t pid = fork();
     if (pid != 0)
         return pid;
@@ -142,7 +150,8 @@ pid_t pty_hold(const struct pty *pty, int in, int out) {
         dup2(in, IN);
     dup2(out, OUT);
     dup2(pty->master, MASTER);
-    syscall(SYS_close_range, 3u, ~0u, 0u);
+    dup2(leader, LEADER); /* takes the place of the listening socket: nothing else has so low a number */
+    syscall(SYS_close_range, LEADER + 1u, ~0u, 0u);
     fcntl(OUT, F_SETFL, O_WRONLY | O_NONBLOCK);
     relay(in >= 0);
 }

@@ -12,8 +12,9 @@ struct pty {
 };
 
 int pty_open(struct pty *pty, uint16_t rows, uint16_t cols, uid_t owner);
-/* Fork the holder with the task's end of both pipes; `in` may be -1. */
-pid_t pty_hold(const struct pty *pty, int in, int out);
+/* Fork the holder with its ends of three pipes: input (may be -1), output, and one whose closing tells that the session's
+ * leader has ended. */
+pid_t pty_hold(const struct pty *pty, int in, int out, int leader);
 int pty_resize(int number, uint16_t rows, uint16_t cols);
 
 #endif

@@ -289,7 +289,7 @@ static void keep_argv(struct task *t, char **argv) {
 
 /* Every descriptor of a start, so that one function closes whatever is not handed on. */
 struct ends {
-    int in[2], out[2], err[2]; /* pipes: [0] is read, [1] written */
+    int in[2], out[2], err[2], leader[2]; /* pipes: [0] is read, [1] written */
     struct pty pty;
 };
 
@@ -300,17 +300,21 @@ static void shut(int *fd) {
 }
 
 static void shut_all(struct ends *e) {
-    int *all[] = {&e->in[0], &e->in[1], &e->out[0], &e->out[1], &e->err[0], &e->err[1], &e->pty.master, &e->pty.slave};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        shut(all[i]);
+    int *pipes[] = {e->in, e->out, e->err, e->leader};
+    for (size_t i = 0; i < sizeof pipes / sizeof *pipes; i++) {
+        shut(&pipes[i][0]);
+        shut(&pipes[i][1]);
+    }
+    shut(&e->pty.master);
+    shut(&e->pty.slave);
 }
 
 static bool open_ends(struct ends *e, const struct start *s, uid_t owner) {
-    *e = (struct ends){{-1, -1}, {-1, -1}, {-1, -1}, {-1, -1, -1}};
+    *e = (struct ends){{-1, -1}, {-1, -1}, {-1, -1}, {-1, -1}, {-1, -1, -1}};
     if ((s->input && pipe2(e->in, O_CLOEXEC) < 0) || pipe2(e->out, O_CLOEXEC) < 0)
         return false;
     if (s->tty)
-        return pty_open(&e->pty, s->rows, s->cols, owner) == 0;
+        return pipe2(e->leader, O_CLOEXEC) == 0 && pty_open(&e->pty, s->rows, s->cols, owner) == 0;
     return pipe2(e->err, O_CLOEXEC) == 0;
 }
 
@@ -320,7 +324,7 @@ static pid_t launch(const struct start *s, const struct identity *who, struct en
     p.stdio[1] = s->tty ? e->pty.slave : e->out[1];
     p.stdio[2] = s->tty ? e->pty.slave : e->err[1];
     pid_t pid = spawn(&p);
-    if (pid > 0 && s->tty && pty_hold(&e->pty, e->in[0], e->out[1]) < 0) {
+    if (pid > 0 && s->tty && pty_hold(&e->pty, e->in[0], e->out[1], e->leader[0]) < 0) {
         int error = errno;
         kill(pid, SIGKILL); /* reaped as an orphan */
         errno = error;
@@ -342,6 +346,7 @@ static void record(struct task *t, const struct start *s, pid_t pid, struct ends
         last_id = 1;
     *t = (struct task){.id = last_id, .pid = pid, .detached = s->detached, .pty = s->tty ? e->pty.number : -1};
     t->in = adopt(&e->in[1]);
+    t->leader_lives = adopt(&e->leader[1]);
     t->input.max = STDIN_MAX;
     t->out[0].fd = adopt(&e->out[0]);
     t->out[1].fd = adopt(&e->err[0]);
@@ -393,6 +398,7 @@ static void ended(struct task *t, int code) {
     t->exited = true;
     t->code = code;
     close_input(t);
+    shut(&t->leader_lives);
     t->drained_by = loop_now() + DRAIN_TIME;
     for (int i = 0; i < 2 && !t->detached && t->pty < 0; i++) {
         struct output *o = &t->out[i];

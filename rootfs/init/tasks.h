@@ -35,6 +35,7 @@ struct task {
     bool detached, exited, exit_sent;
     int code;
     int pty; /* N of /dev/pts/N, -1: none */
+    int leader_lives;   /* a terminal's holder sees this pipe close when the leader has ended, or -1 */
     int64_t drained_by; /* a terminal whose end does not come is waited for until then */
     struct conn *conn;
     int in; /* our end of the stdin pipe, or -1 */

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 
 from fastapi import APIRouter
@@ -15,8 +14,8 @@ from runta.api.context import House, HouseOf
 from runta.api.frames import Start, parse_start, render_started
 from runta.api.session import End, Session, refuse
 from runta.engine.port import Engine, TaskStream
-from runta.errors import FailedPrecondition, ServiceError, Unavailable
-from runta.models import Runtime, RuntimeStatus
+from runta.errors import ServiceError, Unavailable
+from runta.models import Runtime, RuntimeStatus, require_running
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -24,12 +23,6 @@ router = APIRouter()
 PATIENCE_SECONDS = 25.0
 """How long a handshake waits for a runtime that is being created; clients give up after 30."""
 LOOK_SECONDS = 0.05
-_WAYS_OUT: Mapping[RuntimeStatus, str] = {
-    RuntimeStatus.PAUSED: "resume it",
-    RuntimeStatus.SUSPENDED: "start it",
-    RuntimeStatus.SHUTDOWN: "start it",
-    RuntimeStatus.CRASHED: "start it anew, or restore a checkpoint",
-}
 
 
 @router.websocket("/v2/runtimes/{ref}/exec/stream")
@@ -95,8 +88,5 @@ async def _await_running(engine: Engine, ref: str) -> Runtime:
         if asyncio.get_running_loop().time() > deadline:
             raise Unavailable(f"runtime {runtime.name!r} is still being created", hint="try again")
         await asyncio.sleep(LOOK_SECONDS)
-    if runtime.status is not RuntimeStatus.RUNNING:
-        raise FailedPrecondition(
-            f"runtime {runtime.name!r} is not running: it is {runtime.status}", hint=_WAYS_OUT.get(runtime.status)
-        )
+    require_running(runtime)
     return runtime

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from runta.client.connecting import connect_error, transport_error
+from runta.client.connecting import connect, transport_error
 from runta.client.endpoint import Endpoint
 from runta.client.execution import SILENCE, Session, refusal_error
 from runta.client.wire import Frame, Wire
@@ -120,6 +120,7 @@ def open_channel(endpoint: Endpoint, path: str, timeout: float) -> Channel:
     Raises ExecutionError with the status where the service refuses, TransportError where it does not answer.
     """
     sock = connect(endpoint, timeout)
+    sock.setblocking(False)
     try:
         wire = Wire(endpoint, path)
         channel = Channel(sock, wire)
@@ -128,21 +129,6 @@ def open_channel(endpoint: Endpoint, path: str, timeout: float) -> Channel:
         sock.close()
         raise
     return channel
-
-
-def connect(endpoint: Endpoint, timeout: float) -> socket.socket:
-    """A connected socket that does not block; an embedded service is started if need be."""
-    try:
-        sock = _connect_once(endpoint, timeout)
-    except OSError as err:
-        if not endpoint.embedded or not isinstance(err, FileNotFoundError | ConnectionRefusedError):
-            raise connect_error(endpoint, err) from err
-        from runta.client.spawn import ensure_service
-
-        ensure_service(endpoint.settings)
-        sock = _connect_once(endpoint, timeout)
-    sock.setblocking(False)
-    return sock
 
 
 def run_session(session: Session, endpoint: Endpoint, *, timeout: float, attempts: int) -> None:
@@ -177,23 +163,6 @@ def _pump(session: Session, channel: Channel) -> None:
 def _take_all(session: Session, frames: Iterable[Frame]) -> None:
     for frame in frames:
         session.take(frame)
-
-
-def _connect_once(endpoint: Endpoint, timeout: float) -> socket.socket:
-    if endpoint.socket is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(str(endpoint.socket))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    sock = socket.create_connection((endpoint.host, endpoint.port), timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not endpoint.secure:
-        return sock
-    return ssl.create_default_context().wrap_socket(sock, server_hostname=endpoint.host)
 
 
 def _shake_hands(channel: Channel, wire: Wire, timeout: float) -> None:

@@ -1,29 +1,44 @@
-"""What both drivers know of connecting: texts of failures, and when another try may help."""
+"""Connections: sockets to the service, what a failure to get one means, and when another try may help."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import httpx
+from collections.abc import Iterator
 
 from runta.client.endpoint import Endpoint
 from runta.client.steps import TransportError
 from runta.errors import ApiError, ConfigError
 
+KEEP_ALIVE = 30.0
+"""Seconds an idle connection is kept."""
 SLOW_TIMEOUT = 600.0
 """Seconds for each piece of a streamed body, and for the answer to one: the service packs or unpacks meanwhile."""
-BODY_CHUNK = 1 << 18
-KEEP_ALIVE = 30.0
-HTTP_SETTINGS: Mapping[str, Any] = {"trust_env": False, "follow_redirects": False}
-"""No proxies from the environment, no redirects."""
 
 
-def pool_limits(size: int) -> httpx.Limits:
-    """At most `size` connections, kept for KEEP_ALIVE seconds."""
-    return httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=KEEP_ALIVE)
+def connect(endpoint: Endpoint, timeout: float) -> socket.socket:
+    """A connected socket with this timeout; an embedded service is started if need be.
+
+    Raises TransportError, or ConfigError for a user who may not.
+    """
+    try:
+        return _connect_once(endpoint, timeout)
+    except OSError as err:
+        if not may_start(endpoint, err):
+            raise connect_error(endpoint, err) from err
+    from runta.client.spawn import ensure_service
+
+    ensure_service(endpoint.settings)
+    try:
+        return _connect_once(endpoint, timeout)
+    except OSError as err:
+        raise connect_error(endpoint, err) from err
+
+
+def may_start(endpoint: Endpoint, error: BaseException) -> bool:
+    """Whether a failed connect means that nobody started this host's service yet."""
+    absent = (FileNotFoundError, ConnectionRefusedError)
+    return endpoint.embedded and any(isinstance(cause, absent) for cause in _chain(error))
 
 
 def connect_error(endpoint: Endpoint, error: BaseException) -> ApiError | ConfigError:
@@ -55,6 +70,23 @@ def may_pass(error: BaseException) -> bool:
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return False
     return True
+
+
+def _connect_once(endpoint: Endpoint, timeout: float) -> socket.socket:
+    if endpoint.socket is None:
+        sock = socket.create_connection((endpoint.host, endpoint.port), timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not endpoint.secure:
+            return sock
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=endpoint.host)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(str(endpoint.socket))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import httpx
 
 from runta.client.channel import READ_SIZE
-from runta.client.connecting import HTTP_SETTINGS, connect_error, pool_limits, transport_error
+from runta.client.connecting import KEEP_ALIVE, connect_error, may_start, transport_error
 from runta.client.endpoint import Endpoint
 from runta.client.execution import SILENCE, Session, refusal_error
 from runta.client.spawn import ensure_service
@@ -77,7 +77,7 @@ class AsyncDriver:
         try:
             return await self._send(effect)
         except (httpx.ConnectError, httpx.ConnectTimeout) as err:
-            if not self.endpoint.embedded:
+            if not may_start(self.endpoint, err):
                 raise connect_error(self.endpoint, err) from err
             await asyncio.to_thread(ensure_service, self.endpoint.settings)
         except (httpx.TransportError, httpx.InvalidURL) as err:
@@ -106,14 +106,19 @@ class AsyncDriver:
             transport = httpx.AsyncHTTPTransport(
                 uds=None if socket is None else str(socket),
                 verify=self.endpoint.secure,
-                limits=pool_limits(self._pool),
+                limits=httpx.Limits(
+                    max_connections=self._pool,
+                    max_keepalive_connections=self._pool,
+                    keepalive_expiry=KEEP_ALIVE,
+                ),
             )
             self._opened = httpx.AsyncClient(
                 transport=transport,
                 base_url=self.endpoint.url,
                 headers=self.endpoint.headers,
                 timeout=self._timeout,
-                **HTTP_SETTINGS,
+                trust_env=False,
+                follow_redirects=False,
             )
         return self._opened
 
@@ -139,7 +144,7 @@ class AsyncDriver:
         try:
             return await _connect_once(self.endpoint)
         except OSError as err:
-            if not self.endpoint.embedded or not isinstance(err, FileNotFoundError | ConnectionRefusedError):
+            if not may_start(self.endpoint, err):
                 raise connect_error(self.endpoint, err) from err
         await asyncio.to_thread(ensure_service, self.endpoint.settings)
         return await _connect_once(self.endpoint)

@@ -11,9 +11,9 @@ from typing import Any
 
 from runta.engine.box import Box
 from runta.engine.sandbox import Sandboxes
-from runta.errors import FailedPrecondition, NotFound
+from runta.errors import FailedPrecondition, NotFound, Unavailable
 from runta.layout import Layout
-from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now, suggest
+from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now, require_running, suggest
 from runta.store.checkpoints import Checkpoints, HostFacts
 from runta.store.database import Database
 from runta.store.images import Images
@@ -61,17 +61,11 @@ class Core:
 
     def box(self, runtime: Runtime) -> Box:
         """The live side of a runtime that accepts work. Raises FailedPrecondition saying what would make it so."""
+        require_running(runtime)
         box = self.boxes.get(runtime.id)
-        if runtime.status is RuntimeStatus.RUNNING and box is not None:
-            return box
-        remedy = {
-            RuntimeStatus.PAUSED: f"`runta resume {runtime.name}`",
-            RuntimeStatus.SUSPENDED: f"`runta resume {runtime.name}`",
-            RuntimeStatus.SHUTDOWN: f"`runta boot {runtime.name}`",
-            RuntimeStatus.CRASHED: f"`runta boot {runtime.name}`",
-            RuntimeStatus.CREATING: "wait until it runs",
-        }.get(runtime.status, f"`runta inspect {runtime.name}` tells more")
-        raise FailedPrecondition(f"runtime {runtime.name} is not running", cause=f"it is {runtime.status}", hint=remedy)
+        if box is None:
+            raise Unavailable(f"runtime {runtime.name} does not answer", hint=f"`runta inspect {runtime.name}` tells more")
+        return box
 
     def move(self, runtime: Runtime, status: RuntimeStatus, **changes: Any) -> Runtime:
         """Record a new state. Raises FailedPrecondition if it may not follow the present one."""

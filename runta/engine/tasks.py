@@ -116,12 +116,14 @@ class Tasks:
     async def _carry(self, box: Box, task_id: int) -> None:
         directory = self._core.layout.runtime(box.runtime_id).log
         with contextlib.suppress(ServiceError, OSError), TaskLog(directory, task_id) as sink:
-            stream = await box.guest.attach(task_id)
+            at = {"stdout_offset": sink.position("stdout"), "stderr_offset": sink.position("stderr")}
+            stream = await box.guest.attach(task_id, **at)
             try:
-                sink.note_lost(stream.task.stdout_lost + stream.task.stderr_lost)
+                if sink.position("stdout") is None:
+                    sink.note_lost(stream.task.stdout_lost + stream.task.stderr_lost)
                 async for event in stream:
                     if isinstance(event, Output):
-                        sink.write(event.data)
+                        sink.write(event)
                     else:
                         sink.note_exit(event.code)
                         await box.guest.release(task_id)
