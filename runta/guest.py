@@ -39,6 +39,7 @@ _CHUNK = 64 << 10
 _ACK_STEP = 64 << 10
 _RECEIVE = 256 << 10
 _MERGE_BELOW = 16 << 10
+_ANCILLARY = socket.CMSG_LEN(4 * struct.calcsize("i"))
 _RETRY = 0.002
 _KILL_AFTER = 5.0
 _OLDEST = (1 << 64) - 1
@@ -223,12 +224,14 @@ class _Connection:
 
     def _readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, _RECEIVE, 4, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds: it drops its flags.
+            data, ancillary, _, _ = self._sock.recvmsg(_RECEIVE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data, descriptors = b"", []
-        self.descriptors.extend(descriptors)
+            data, ancillary = b"", []
+        for _, _, content in ancillary:
+            self.descriptors.extend(number for (number,) in struct.iter_unpack("i", content))
         if not data:
             self._lost()
             return
@@ -473,12 +476,12 @@ class Guest:
         if self._gate.is_set() and self._control and self._control.connection.is_open:
             self._control.post(_Frame.RELEASE, struct.pack("<I", task_id))
         elif not self._closed:
-            self._spawn(self.release(task_id))
+            self._spawn(lambda: self.release(task_id))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         async def quietly() -> None:
             with contextlib.suppress(ServiceError):
-                await work
+                await work()
 
         task = asyncio.create_task(quietly())
         self._background.add(task)
@@ -640,7 +643,7 @@ class GuestStream:
         self._shut()
 
     def _limit_time(self, seconds: float) -> None:
-        self._timer = self._guest._spawn(self._enforce(seconds))
+        self._timer = self._guest._spawn(lambda: self._enforce(seconds))
 
     async def _enforce(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -658,21 +661,19 @@ class GuestStream:
         """Connect, ask, and return when the init has told the task."""
         self._opened = asyncio.get_running_loop().create_future()
         try:
-            connection = await self._guest._connect(self._on_frame, self._on_lost)
-            self._connection = connection
+            self._connection = await self._guest._connect(self._on_frame, self._on_lost)
             if self._closed or self._error:
                 raise _gone()
-            connection.send(_frame(kind, 0, request))
+            self._connection.send(_frame(kind, 0, request))
             async with asyncio.timeout(self._guest._connect_timeout):
                 await self._opened
-        except _Refused as refused:
+        except BaseException as error:
+            self._opened.cancel()
             self._let_go()
-            raise refused.translated(what) from None
-        except TimeoutError as error:
-            self._let_go()
-            raise _gone(error) from error
-        except BaseException:
-            self._let_go()
+            if isinstance(error, _Refused):
+                raise error.translated(what) from None
+            if isinstance(error, TimeoutError):
+                raise _gone(error) from error
             raise
         finally:
             self._opened = None
@@ -761,7 +762,7 @@ class GuestStream:
             if not self._opened.done():
                 self._opened.set_exception(_gone())
         elif not self._closed and self._error is None:
-            self._guest._spawn(self._reattach())
+            self._guest._spawn(self._reattach)
 
     def _unplug(self) -> None:
         """The init has closed our connection: come back when the gate opens."""
@@ -813,7 +814,7 @@ def _encode_start(spec: TaskSpec, env: Mapping[str, str]) -> bytes:
         raise InvalidArgument("there is no command to run")
     flags = _StartFlag(0)
     flags |= _StartFlag.TTY if spec.tty else flags
-    flags |= _StartFlag.STDIN if spec.stdin else flags
+    flags |= _StartFlag.STDIN if spec.stdin or spec.tty else flags  # a terminal is all three, whoever types or not
     flags |= _StartFlag.DETACHED if spec.detached else flags
     request = b"".join(
         (

@@ -61,7 +61,7 @@ static void take_directory(const struct program *p) {
     if (*p->cwd) {
         if (chdir(p->cwd) < 0)
             give_up("cd", p->cwd, NOT_EXECUTABLE);
-    } else if (chdir(p->who->home) < 0 && chdir("/") < 0) {
+    } else if (chdir(p->home) < 0 && chdir("/") < 0) {
         give_up("cd", "/", NOT_EXECUTABLE);
     }
 }

@@ -7,6 +7,7 @@
 struct program {
     char **argv, **env;
     const char *cwd;  /* "": the home directory, else / */
+    const char *home; /* HOME of its environment */
     const char *user; /* as asked for, in messages */
     const struct identity *who;
     int stdio[3]; /* stdin may be -1: /dev/null */

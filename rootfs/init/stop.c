@@ -37,7 +37,10 @@ void stop_begin(uint32_t grace_ms) {
 bool stop_begun(void) { return begun; }
 
 void stop_watch(void) {
-    if (!begun || (tasks_reap() && !loop_deadline(&deadline, GRACE_MAX)))
+    if (!begun)
+        return;
+    bool busy = tasks_reap() || tasks_awaited();
+    if (busy && !loop_deadline(&deadline, GRACE_MAX))
         return;
     signal_everything(SIGKILL);
     _exit(0);

@@ -205,6 +205,13 @@ bool task_acked(struct task *t, unsigned stream, uint64_t offset) {
     return true;
 }
 
+bool tasks_awaited(void) {
+    for (struct task *t = NULL; (t = task_next(t));)
+        if (t->conn && !t->exit_sent)
+            return true;
+    return false;
+}
+
 /* ---- attachment ---- */
 
 bool task_attach(struct task *t, struct conn *c, const uint64_t offsets[2]) {
@@ -258,10 +265,13 @@ static struct task *free_slot(void) {
     return NULL;
 }
 
-static void complete_env(char **env, const char *home, char *buffer, size_t size) {
-    bool has_home = false, has_path = false;
+/* Adds HOME and PATH where they are missing; returns HOME's value. */
+static const char *complete_env(char **env, const char *home, char *buffer, size_t size) {
+    const char *has_home = NULL;
+    bool has_path = false;
     for (; *env; env++) {
-        has_home |= strncmp(*env, "HOME=", 5) == 0;
+        if (strncmp(*env, "HOME=", 5) == 0)
+            has_home = *env + 5;
         has_path |= strncmp(*env, "PATH=", 5) == 0;
     }
     snprintf(buffer, size, "HOME=%s", home);
@@ -269,6 +279,7 @@ static void complete_env(char **env, const char *home, char *buffer, size_t size
         *env++ = buffer;
     if (!has_path)
         *env++ = DEFAULT_PATH;
+    return has_home ? has_home : buffer + 5;
 }
 
 static void keep_argv(struct task *t, char **argv) {
@@ -318,8 +329,9 @@ static bool open_ends(struct ends *e, const struct start *s, uid_t owner) {
     return pipe2(e->err, O_CLOEXEC) == 0;
 }
 
-static pid_t launch(const struct start *s, const struct identity *who, struct ends *e) {
-    struct program p = {.argv = s->argv, .env = s->env, .cwd = s->cwd, .user = s->user, .who = who, .tty = e->pty.slave};
+static pid_t launch(const struct start *s, const struct identity *who, const char *home, struct ends *e) {
+    struct program p = {
+        .argv = s->argv, .env = s->env, .cwd = s->cwd, .home = home, .user = s->user, .who = who, .tty = e->pty.slave};
     p.stdio[0] = !s->input ? -1 : s->tty ? e->pty.slave : e->in[0];
     p.stdio[1] = s->tty ? e->pty.slave : e->out[1];
     p.stdio[2] = s->tty ? e->pty.slave : e->err[1];
@@ -361,7 +373,7 @@ static void record(struct task *t, const struct start *s, pid_t pid, struct ends
 
 struct task *task_start(const struct start *s, int *kind, char *why, size_t why_size) {
     static struct identity who;
-    static char home[sizeof who.home + 8];
+    static char buffer[sizeof who.home + 8];
     struct ends e;
     struct task *t = free_slot();
     *kind = TOO_MANY;
@@ -370,9 +382,9 @@ struct task *task_start(const struct start *s, int *kind, char *why, size_t why_
     *kind = BAD_USER;
     if (!identity_find(s->user, &who, why, why_size))
         return NULL;
-    complete_env(s->env, who.home, home, sizeof home);
+    const char *home = complete_env(s->env, who.home, buffer, sizeof buffer);
     *kind = SYSTEM;
-    pid_t pid = open_ends(&e, s, who.change ? who.uid : geteuid()) ? launch(s, &who, &e) : -1;
+    pid_t pid = open_ends(&e, s, who.change ? who.uid : geteuid()) ? launch(s, &who, home, &e) : -1;
     int error = errno;
     if (pid > 0)
         record(t, s, pid, &e);

@@ -71,6 +71,8 @@ bool task_attach(struct task *t, struct conn *c, const uint64_t offsets[2]);
 void task_detached_from(struct task *t);
 /* Send what the attached connection may have: output, then the exit. */
 void task_push(struct task *t);
+/* Whether somebody waits for the exit of a task. */
+bool tasks_awaited(void);
 /* False: the frame breaks the rules. */
 bool task_acked(struct task *t, unsigned stream, uint64_t offset);
 bool task_input(struct task *t, uint64_t offset, const uint8_t *data, size_t length);

@@ -70,8 +70,9 @@ class Session:
         reading = asyncio.create_task(self._carry_input())
         beating = asyncio.create_task(self._beat())
         try:
-            await asyncio.wait((output, reading, self._failed), return_when=asyncio.FIRST_COMPLETED)
-            for ended in (output, reading, self._failed):
+            # The beat too: with the input full, nobody reads the socket, and only a write tells that it is lost.
+            await asyncio.wait((output, reading, beating, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            for ended in (output, reading, beating, self._failed):
                 if ended.done():
                     ended.result()
             return End.EXITED if output.done() else End.LOST
@@ -120,8 +121,7 @@ class Session:
         while True:
             quiet = loop.time() - self._last_sent
             if quiet >= HEARTBEAT_SECONDS:
-                with suppress(WebSocketDisconnect):
-                    await self._send(HEARTBEAT)
+                await self._send(HEARTBEAT)
                 continue
             await asyncio.sleep(HEARTBEAT_SECONDS - quiet)
 

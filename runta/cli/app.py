@@ -61,7 +61,7 @@ def run_command_line(words: Sequence[str]) -> int:
     try:
         result = _root().main(args=list(words), prog_name="runta", standalone_mode=False, obj=door)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # typer exits where a pipe was closed, and nowhere else
         _forget_stdout()
         return PIPE_CLOSED
     except KeyboardInterrupt:
@@ -88,17 +88,23 @@ def _root() -> Any:
     return typer.main.get_command(app)
 
 
-def _describe(
-    ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", callback=remember_json)] = False,
-    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
-) -> None:
-    """Forkable sandboxes for one Linux host."""
-    if version:
+def _print_version(ctx: typer.Context, wanted: bool) -> bool:
+    if wanted:
         from runta import __version__
 
         print(f"runta {__version__}")
         raise typer.Exit
+    return wanted
+
+
+def _describe(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", callback=remember_json)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Forkable sandboxes for one Linux host."""
 
 
 def _load(name: str) -> Any:

@@ -38,7 +38,7 @@ def explain(error: Exception) -> Complaint | None:
     if isinstance(error, _UsageError):
         return _explain_usage(error)
     if isinstance(error, typer.Abort):
-        return Complaint(code="aborted", what="aborted")
+        return Complaint(code="interrupted", what="interrupted", exit_code=INTERRUPTED)
     if isinstance(error, ApiError):
         code = error.code or ("unavailable" if error.status_code is None else "internal")
         if isinstance(error, ExecutionError) and error.status_code is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runta.cli import terminal
+from runta.cli.complaints import PIPE_CLOSED
 from runta.cli.door import Door, Json, door_of, usage_error
 from runta.cli.runtimes import Name, parse_env
 from runta.cli.tables import format_table
@@ -121,7 +122,10 @@ def _run(
         if door.json:
             kept[stream].extend(data)
         else:
-            terminal.write_output(_DESCRIPTORS[stream], data)
+            try:
+                terminal.write_output(_DESCRIPTORS[stream], data)
+            except BrokenPipeError:
+                raise Left(PIPE_CLOSED) from None
 
     pump = Pump(
         driver=client.driver,

@@ -104,7 +104,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if not self._rest:
-            self._rest = memoryview(next(self._pieces, b""))
+            self._rest = memoryview(next(filter(None, self._pieces), b""))
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -130,7 +130,8 @@ def _member(info: tarfile.TarInfo, path: Path) -> Iterator[bytes]:
                 raise OSError(f"{path} became shorter while it was read")
             left -= len(piece)
             yield piece
-    yield _padding(info.size)
+    if padding := _padding(info.size):
+        yield padding
 
 
 def _padding(size: int) -> bytes:

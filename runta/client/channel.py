@@ -42,7 +42,8 @@ class Channel:
 
     @property
     def ended(self) -> bool:
-        return self._wire.ended
+        """No frame will come any more."""
+        return self._wire.ended and not self._early
 
     @property
     def end_reason(self) -> str:
@@ -168,7 +169,7 @@ def _take_all(session: Session, frames: Iterable[Frame]) -> None:
 def _shake_hands(channel: Channel, wire: Wire, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     channel.flush()
-    while not wire.open:
+    while not wire.accepted:
         left = deadline - time.monotonic()
         if left <= 0 or not channel.wait(left):
             raise transport_error(TimeoutError(f"no answer within {timeout:g} seconds"))

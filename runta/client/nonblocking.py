@@ -161,7 +161,7 @@ class _Link:
 
     async def shake_hands(self) -> None:
         self._flush()
-        while not self.wire.open:
+        while not self.wire.accepted:
             self._early += await self._receive()
             if self.wire.refusal is not None:
                 raise refusal_error(self.wire.refusal)
@@ -179,7 +179,7 @@ class _Link:
         if sending is None:
             next(frames, None)
         try:
-            while not session.done and not self.wire.ended:
+            while not session.done and (self._early or not self.wire.ended):
                 for frame in await self._next_frames():
                     session.take(frame)
         except TimeoutError:

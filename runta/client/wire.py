@@ -14,7 +14,7 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
-from websockets.protocol import OPEN
+from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import WebSocketURI
 
 from runta.client.endpoint import Endpoint
@@ -38,6 +38,11 @@ class Wire:
         self._parts: list[bytes] = []
         self.ended = False
         """No frame will come any more."""
+
+    @property
+    def accepted(self) -> bool:
+        """The handshake is done; the end may have come right behind it."""
+        return self._protocol.state is not CONNECTING and self._protocol.handshake_exc is None
 
     @property
     def open(self) -> bool:

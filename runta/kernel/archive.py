@@ -25,9 +25,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def pack_tree(tree: Path, target: Path) -> None:
     """Write a directory tree as a compressed tar: whiteouts, xattrs, ACLs, hard links, holes, nanosecond times.
 
-    Unpack it with `tar --xattrs --xattrs-include='*' --acls --numeric-owner -xpf`. Raises KernelError.
+    Unpack it with `tar --xattrs --xattrs-include='*' --numeric-owner -xpf`. ACLs go as the xattrs they are: `--acls` would
+    write this host's user names into them. Raises KernelError.
     """
-    keep = ("--format=posix", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--sparse", "--sort=name")
+    keep = ("--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name")
     threads = min(4, os.cpu_count() or 1)
     run(("tar", "-C", tree, *keep, "-I", f"zstd -q -3 -T{threads}", "-cf", target, "."), timeout=_TIMEOUT)
 

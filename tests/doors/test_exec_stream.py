@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import unix_connect as unix_connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 
@@ -313,13 +315,40 @@ def test_input_beyond_the_allowance_waits_and_arrives(
     service: Service, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_door, "INPUT_AHEAD", 256 * 1024)
+    with open_exec(service, "sh", "-c", "sleep 0.5; exec cksum") as connection:
+        say_input(connection, b"x" * 8 * MIB)
+        say(connection, type="close_stdin")
+        assert listen(connection).stdout.split()[1] == b"%d" % (8 * MIB)
+
+
+def test_both_ways_at_once_beyond_the_allowance(
+    service: Service, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the asyncio client: the blocking one holds a lock while it sends, and can't read meanwhile."""
+    monkeypatch.setattr(session_door, "INPUT_AHEAD", 256 * 1024)
     data = os.urandom(8 * MIB)
-    with open_exec(service, "sh", "-c", "sleep 0.5; exec cat") as connection:
-        sender = threading.Thread(target=lambda: (say_input(connection, data), say(connection, type="close_stdin")))
-        sender.start()
-        heard = listen(connection)
-        sender.join()
-    assert heard.stdout == data
+    assert asyncio.run(echo(service, data)) == data
+
+
+async def echo(service: Service, data: bytes) -> bytes:
+    uri = "ws://runta/v2/runtimes/box/exec/stream"
+    heard = bytearray()
+    async with unix_connect_async(str(service.socket), uri=uri, max_size=None, compression=None) as connection:
+
+        async def feed() -> None:
+            await connection.send(json.dumps({"type": "start", "command": "cat"}))
+            for start in range(0, len(data), MIB // 4):
+                encoded = base64.b64encode(data[start : start + MIB // 4]).decode()
+                await connection.send(json.dumps({"type": "stdin", "data_base64": encoded}))
+            await connection.send(json.dumps({"type": "close_stdin"}))
+
+        feeding = asyncio.create_task(feed())
+        async for message in connection:
+            frame = json.loads(message)
+            if frame["type"] == "stdout":
+                heard += base64.b64decode(frame["data_base64"])
+        await feeding
+    return bytes(heard)
 
 
 def test_pings_are_answered_while_the_input_is_blocked(service: Service, runtime: Runtime) -> None:
@@ -429,6 +458,19 @@ def test_lost_socket_spares_what_left_the_group(service: Service, runtime: Runti
 def test_lost_socket_is_noticed_while_output_is_blocked(service: Service, runtime: Runtime) -> None:
     with open_exec(service, "sh", "-c", "echo $$; exec yes") as connection:
         pid = int(wait_for_output(connection, b"\n").split()[0])
+        time.sleep(0.3)
+        connection.socket.shutdown(2)
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_lost_socket_is_noticed_while_input_is_full(
+    service: Service, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_door, "INPUT_AHEAD", 64 * 1024)
+    monkeypatch.setattr(session_door, "HEARTBEAT_SECONDS", 0.2)
+    with open_exec(service, "sh", "-c", "echo $$; exec sleep 60") as connection:
+        pid = int(wait_for_output(connection, b"\n"))
+        say_input(connection, b"x" * 256 * 1024, size=64 * 1024)
         time.sleep(0.3)
         connection.socket.shutdown(2)
     wait_until(lambda: not is_alive(pid))

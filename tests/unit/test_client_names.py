@@ -11,14 +11,45 @@ import pytest
 
 import runta
 
-OFFICIAL = """
-ApiError AsyncCheckpointManager AsyncEgressManager AsyncFileManager AsyncRunta AsyncRuntime AsyncRuntimeCheckpointManager
-AsyncRuntimeManager AsyncSecretManager CheckpointInfo CheckpointManager CheckpointState CommandError CommandResult
-ConfigError CreateRuntimeResourceRequests CreateRuntimeResources EgressManager EgressMode EgressPolicy ExecutionError
-FileManager IngressSpec PatchRuntimeResourceRequests PatchRuntimeResources Runta RuntaError Runtime
-RuntimeCheckpointManager RuntimeInfo RuntimeManager RuntimeResourceLimits RuntimeResourceRequests RuntimeResources
-RuntimeStatus SecretInfo SecretManager
-""".split()
+OFFICIAL = [
+    "ApiError",
+    "AsyncCheckpointManager",
+    "AsyncEgressManager",
+    "AsyncFileManager",
+    "AsyncRunta",
+    "AsyncRuntime",
+    "AsyncRuntimeCheckpointManager",
+    "AsyncRuntimeManager",
+    "AsyncSecretManager",
+    "CheckpointInfo",
+    "CheckpointManager",
+    "CheckpointState",
+    "CommandError",
+    "CommandResult",
+    "ConfigError",
+    "CreateRuntimeResourceRequests",
+    "CreateRuntimeResources",
+    "EgressManager",
+    "EgressMode",
+    "EgressPolicy",
+    "ExecutionError",
+    "FileManager",
+    "IngressSpec",
+    "PatchRuntimeResourceRequests",
+    "PatchRuntimeResources",
+    "Runta",
+    "RuntaError",
+    "Runtime",
+    "RuntimeCheckpointManager",
+    "RuntimeInfo",
+    "RuntimeManager",
+    "RuntimeResourceLimits",
+    "RuntimeResourceRequests",
+    "RuntimeResources",
+    "RuntimeStatus",
+    "SecretInfo",
+    "SecretManager",
+]
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -153,16 +153,16 @@ def test_answers():
 
 
 def test_bodies():
-    nothing = dict(
-        checkpoint_id=None,
-        vcpus=2,
-        memory_mib=512,
-        memory_max_mib=None,
-        resources=None,
-        ingress_specs=None,
-        egress_policy=None,
-        idle_suspend_after_secs=None,
-    )
+    nothing = {
+        "checkpoint_id": None,
+        "vcpus": 2,
+        "memory_mib": 512,
+        "memory_max_mib": None,
+        "resources": None,
+        "ingress_specs": None,
+        "egress_policy": None,
+        "idle_suspend_after_secs": None,
+    }
     fresh = create_body("box", **nothing)
     assert fresh["resources"] == {"requests": {"memory_mib": 512, "vcpus": 2}, "limits": {"memory_mib": 512}}
     assert "resources" not in create_body(None, **{**nothing, "checkpoint_id": "c"})
@@ -298,7 +298,7 @@ def test_what_leads_elsewhere_is_refused(tmp_path, members):
 
 def test_files_do_not_replace_directories(tmp_path):
     (tmp_path / "place/name/kept").mkdir(parents=True)
-    with pytest.raises(OSError), staging(tmp_path) as content:  # noqa: PT011
+    with pytest.raises(OSError), staging(tmp_path) as content:
         unpack(pack_bytes(b"x", "name", 0o644), content)
         settle(content, tmp_path / "place/name")
     assert (tmp_path / "place/name/kept").is_dir()
