@@ -247,7 +247,7 @@ static void on_connection(void *subject) {
             close(fd);
             continue;
         }
-        c->fd = fd;
+        *c = (struct conn){.fd = fd, .out_fd = -1};
         on_readable(c); /* the greeting is mostly there already */
     }
 }

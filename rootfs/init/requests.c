@@ -75,8 +75,8 @@ static bool hello(struct conn *c, uint16_t tag, struct reader *r) {
     write_u32(&w, PROTOCOL_MAGIC);
     write_u16(&w, PROTOCOL_OLDEST);
     write_u16(&w, PROTOCOL_NEWEST);
+    c->greeted = true; /* first: sending may find the connection broken and free it */
     answer(c, WELCOME, tag, &w);
-    c->greeted = true;
     if (version < PROTOCOL_OLDEST || version > PROTOCOL_NEWEST)
         conn_finish(c); /* it may come again and speak ours */
     return true;

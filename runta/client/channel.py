@@ -176,5 +176,5 @@ def _shake_hands(channel: Channel, wire: Wire, timeout: float) -> None:
         channel.keep_early()
         if wire.refusal is not None:
             raise refusal_error(wire.refusal)
-        if wire.ended:
+        if wire.ended and not wire.accepted:
             raise transport_error(ConnectionError(wire.end_reason))

@@ -165,7 +165,7 @@ class _Link:
             self._early += await self._receive()
             if self.wire.refusal is not None:
                 raise refusal_error(self.wire.refusal)
-            if self.wire.ended:
+            if self.wire.ended and not self.wire.accepted:
                 raise transport_error(ConnectionError(self.wire.end_reason))
 
     async def run(self, session: Session) -> None:

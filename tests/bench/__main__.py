@@ -203,9 +203,9 @@ class Ours:
         with clock.timing(f"{label}.create"):
             runtime = client.runtimes.create(f"bench-{time.monotonic_ns()}", memory_mib=MEMORY_MIB, vcpus=os.cpu_count() or 1)
         if mib:
-            runtime.exec(["sh", "-c", f'setsid python3 -c "{HOG.format(mib=mib)}" >/dev/null 2>&1 &'])
-            while runtime.exec(["test", "-e", "/tmp/ready"]).exit_code:
-                time.sleep(0.05)
+            # Until it has its own session, the end of the shell would end it too.
+            hog = f'setsid python3 -c "{HOG.format(mib=mib)}" >/dev/null 2>&1 & until [ -e /tmp/ready ]; do sleep 0.05; done'
+            runtime.exec(["sh", "-c", hog], timeout=60)
         for _ in range(10):
             with clock.timing(f"{label}.exec"):
                 runtime.exec(["true"])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
+import threading
 
 import pytest
 
 from runta.client.answers import data_of, error_of
 from runta.client.archive import pack_bytes, pack_tree, settle, staging, unpack
+from runta.client.channel import run_session
 from runta.client.endpoint import resolve_endpoint
 from runta.client.execution import Session, start_frame
 from runta.client.runtimes import change_runtime, create_body, delete_runtime
@@ -178,8 +183,6 @@ def test_bodies():
 
 
 def output(stream: str, text: str) -> dict[str, str]:
-    import base64
-
     return {"type": stream, "data_base64": base64.b64encode(text.encode()).decode()}
 
 
@@ -231,6 +234,31 @@ def test_commands_that_are_none():
     with pytest.raises(ValueError, match="timeout"):
         Session("box", "true", timeout=0)
     assert start_frame(["ls"], tty=True, size=(2, 3))["rows"] == 2
+
+
+def test_frames_that_come_right_behind_the_handshake(monkeypatch):
+    """A short stream may be over before the client has looked once."""
+    client, server = socket.socketpair()
+    monkeypatch.setattr("runta.client.channel.connect", lambda endpoint, timeout: client)
+
+    def answer() -> None:
+        request = server.recv(65536).decode()
+        key = next(
+            line.split(": ")[1] for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key")
+        )
+        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
+        head = f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        text = b'{"type":"exit","code":5}'
+        server.sendall(head.encode() + bytes([0x81, len(text)]) + text + b"\x88\x02\x03\xe8")
+        server.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    endpoint = resolve_endpoint(endpoint="unix:/nowhere")
+    session = Session("box", "true")
+    run_session(session, endpoint, timeout=30, attempts=1)
+    thread.join()
+    assert session.result().exit_code == 5
 
 
 # Archives
