@@ -73,8 +73,8 @@ lint: $(VENV)/.ready ## Check style and types
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy --strict
 
-bench: setup ## Measure
-	@$(VENV)/bin/pytest tests/bench -s
+bench: setup ## Measure against raw runc; prints JSON
+	@$(VENV)/bin/python -m tests.bench
 
 install: packages data ## Install into PREFIX (default /opt/runta) with a systemd unit
 	@echo "install: $(PREFIX)"

@@ -131,7 +131,7 @@ class _Piece:
         return self.offset + len(self.data)
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(Exception):
     """An ERROR frame, before it is known what was asked."""
 
     def __init__(self, payload: bytes) -> None:

@@ -42,7 +42,13 @@ _FOLLOWERS: Mapping[RuntimeStatus, frozenset[RuntimeStatus]] = {
         {RuntimeStatus.RUNNING, RuntimeStatus.SHUTDOWN, RuntimeStatus.ERROR, RuntimeStatus.DELETING}
     ),
     RuntimeStatus.RUNNING: frozenset(
-        {RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED, RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED, RuntimeStatus.DELETING}
+        {
+            RuntimeStatus.PAUSED,
+            RuntimeStatus.SUSPENDED,
+            RuntimeStatus.SHUTDOWN,
+            RuntimeStatus.CRASHED,
+            RuntimeStatus.DELETING,
+        }
     ),
     RuntimeStatus.PAUSED: frozenset(
         {RuntimeStatus.RUNNING, RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED, RuntimeStatus.DELETING}
@@ -51,11 +57,17 @@ _FOLLOWERS: Mapping[RuntimeStatus, frozenset[RuntimeStatus]] = {
         {RuntimeStatus.RUNNING, RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED, RuntimeStatus.DELETING}
     ),
     RuntimeStatus.SHUTDOWN: frozenset({RuntimeStatus.CREATING, RuntimeStatus.RUNNING, RuntimeStatus.DELETING}),
-    RuntimeStatus.CRASHED: frozenset({RuntimeStatus.CREATING, RuntimeStatus.RUNNING, RuntimeStatus.SHUTDOWN, RuntimeStatus.DELETING}),
+    RuntimeStatus.CRASHED: frozenset(
+        {RuntimeStatus.CREATING, RuntimeStatus.RUNNING, RuntimeStatus.SHUTDOWN, RuntimeStatus.DELETING}
+    ),
     RuntimeStatus.ERROR: frozenset({RuntimeStatus.DELETING}),
     RuntimeStatus.UNAVAILABLE: frozenset({RuntimeStatus.RUNNING, RuntimeStatus.CRASHED, RuntimeStatus.DELETING}),
     RuntimeStatus.DELETING: frozenset(),
 }
+
+
+LIVE = frozenset({RuntimeStatus.RUNNING, RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED})
+"""States in which a runtime has processes."""
 
 
 def may_follow(now: RuntimeStatus, then: RuntimeStatus) -> bool:
@@ -314,8 +326,9 @@ def check_name(name: str, what: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
         raise InvalidArgument(
             f"{name!r} is not a name for a {what}",
-            cause="a name begins with a letter or digit and has at most 63 letters, digits, dots, dashes and underscores",
-            hint="choose another name, for instance " + (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:63] or "box-1"),
+            cause="names have 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first",
+            hint="choose another name, for instance "
+            + (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:63] or "box-1"),
         )
     return name
 
@@ -324,9 +337,13 @@ def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
     """Return the variables, or raise InvalidArgument naming the one that breaks the API's rules."""
     for name, value in env.items():
         if not ENV_NAME_PATTERN.fullmatch(name):
-            raise InvalidArgument(f"{name!r} is not an environment variable's name", hint="use letters, digits and underscores")
+            raise InvalidArgument(
+                f"{name!r} is not an environment variable's name", hint="use letters, digits and underscores"
+            )
         if name.startswith("RUNTA_"):
-            raise InvalidArgument(f"the environment variable {name} is reserved", hint="names that begin with RUNTA_ are the service's")
+            raise InvalidArgument(
+                f"the environment variable {name} is reserved", hint="names that begin with RUNTA_ are the service's"
+            )
         if "\0" in value or len(value.encode()) > 8192:
             raise InvalidArgument(f"the value of {name} is too long or holds a NUL byte", hint="8192 bytes at most")
     if len(env) > 64 or sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > 65536:

@@ -1,8 +1,8 @@
 """The only reader of environment and configuration files.
 
 Environment first, then a table of the configuration file, then the default. The service reads
-`/etc/runta/config.toml`, clients `~/.config/runta/config.toml`; the official SDK reads the same user file, so our own keys
-stand in a table of their own there (`[local]`) and never disturb its `endpoint` and `token`.
+`/etc/runta/config.toml`, clients `~/.config/runta/config.toml`; the official SDK reads the same user file, so our
+own keys stand in a table of their own there (`[local]`) and never disturb its `endpoint` and `token`.
 """
 
 from __future__ import annotations
@@ -77,9 +77,18 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config_path: Path
 
 
 def tool_path(environ: Mapping[str, str] | None = None) -> str:
-    """PATH for the host's tools: what the caller has, and the system directories, which a cron job or a unit may lack."""
+    """PATH for the host's tools: what the caller has, and the system directories, which a cron job or a unit may
+    lack."""
     env = os.environ if environ is None else environ
-    wanted = [*env.get("PATH", "").split(":"), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    wanted = [
+        *env.get("PATH", "").split(":"),
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
     return ":".join(dict.fromkeys(part for part in wanted if part))
 
 
@@ -103,7 +112,8 @@ def _config_path(env: Mapping[str, str]) -> Path | None:
 
 
 def _read_local_table(path: Path | None) -> Mapping[str, object]:
-    """Our keys of a configuration file: its `[local]` table over its top level (where the official SDK's keys stand)."""
+    """Our keys of a configuration file: its `[local]` table over its top level (where the official SDK's keys
+    stand)."""
     if path is None or not path.exists():
         return {}
     try:

@@ -25,7 +25,7 @@ DETACH_KEY = b"\x1d"
 Sink = Callable[[str, bytes], None]
 
 
-class Left(Exception):  # noqa: N818 - no error: somebody leaves, the code says how
+class Left(Exception):
     """The user's side ends before the task."""
 
     def __init__(self, code: int) -> None:

@@ -109,8 +109,8 @@ def compose_config(
 ) -> dict[str, Any]:
     """config.json of a runtime.
 
-    `limited` false leaves cpu and pids free: CRIU and its helpers run inside the new cgroup during a restore, and the limits
-    are set afterwards.
+    `limited` false leaves cpu and pids free: CRIU and its helpers run inside the new cgroup during a restore, and
+    the limits are set afterwards.
     """
     mapping = [{"containerID": 0, "hostID": ids.start, "size": ids.size}]
     return {
@@ -143,7 +143,7 @@ def _compose_process() -> dict[str, Any]:
         "args": [GUEST_INIT],
         "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
         "cwd": "/",
-        "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "noNewPrivileges": True,
     }
 
@@ -222,8 +222,8 @@ def compose_hook(python: str, script: Path, socket: Path) -> tuple[str, ...]:
 def compose_post_dump(upper: Path, kept: Path) -> str:
     """CRIU's action script of a dump: keeps its link remaps before CRIU removes them.
 
-    `kept`/<inode> becomes a hard link to the file, `kept`/names lists `inode path` pairs, each ended by NUL. CRIU starts it at
-    every step; only post-dump with a link remap in the dump costs more than starting a shell.
+    `kept`/<inode> becomes a hard link to the file, `kept`/names lists `inode path` pairs, each ended by NUL. CRIU
+    starts it at every step; only post-dump with a link remap in the dump costs more than starting a shell.
     """
     link = 'for p; do i=$(stat -c %i "$p"); ln "$p" "$kept/$i" 2>/dev/null; printf "%s %s\\0" "$i" "$p"; done'
     return f"""#!/bin/sh

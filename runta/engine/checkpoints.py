@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from runta.engine.core import Core, log
-from runta.engine.runtimes import ANSWER_AFTER, require_room
+from runta.engine.limits import require_room
+from runta.engine.runtimes import ANSWER_AFTER
 from runta.engine.sandbox import Dumped
 from runta.errors import FailedPrecondition, ServiceError
 from runta.models import (
@@ -67,9 +68,7 @@ class CheckpointMaker:
 
     def _record_failure(self, checkpoint: Checkpoint, error: BaseException) -> None:
         code = error.code if isinstance(error, ServiceError) else "internal"
-        failed = replace(
-            checkpoint, state=CheckpointState.FAILED, error_code=code, error_message=str(error)[:4096]
-        )
+        failed = replace(checkpoint, state=CheckpointState.FAILED, error_code=code, error_message=str(error)[:4096])
         self._core.database.save_checkpoints([failed])
 
     async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:

@@ -64,14 +64,18 @@ class Core:
         require_running(runtime)
         box = self.boxes.get(runtime.id)
         if box is None:
-            raise Unavailable(f"runtime {runtime.name} does not answer", hint=f"`runta inspect {runtime.name}` tells more")
+            raise Unavailable(
+                f"runtime {runtime.name} does not answer", hint=f"`runta inspect {runtime.name}` tells more"
+            )
         return box
 
     def move(self, runtime: Runtime, status: RuntimeStatus, **changes: Any) -> Runtime:
         """Record a new state. Raises FailedPrecondition if it may not follow the present one."""
         if status is not runtime.status and not may_follow(runtime.status, status):
             raise FailedPrecondition(
-                f"runtime {runtime.name} can't become {status}", cause=f"it is {runtime.status}", hint="wait, or remove it"
+                f"runtime {runtime.name} can't become {status}",
+                cause=f"it is {runtime.status}",
+                hint="wait, or remove it",
             )
         return self.save(runtime, status=status, **changes)
 

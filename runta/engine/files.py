@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
 
 from runta.engine.box import Box
 from runta.engine.core import Core
@@ -57,10 +58,10 @@ class Files:
         try:
             return await _open(box, path, flags, mode)
         except NotFound:
-            parent = os.path.dirname(path)
-            if not parent:
+            parent = PurePosixPath(path).parent
+            if parent == PurePosixPath("."):
                 raise
-            await _make_dirs(box, parent)
+            await _make_dirs(box, str(parent))
             return await _open(box, path, flags, mode)
 
     async def read_archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
@@ -69,7 +70,7 @@ class Files:
         box = self._core.box(runtime)
         trimmed = path.rstrip("/") or "/"
         fd = await _open(box, trimmed, os.O_RDONLY)
-        name = os.path.basename(trimmed) or "root"
+        name = PurePosixPath(trimmed).name or "root"
         reader, writer = os.pipe()
         packing = asyncio.create_task(
             asyncio.to_thread(pack_directory, fd, name, writer, shift=runtime.spec.ids.start), name=f"pack {path}"
@@ -101,9 +102,7 @@ class Files:
         finally:
             os.close(fd)
 
-    async def _feed(
-        self, box: Box, archive: AsyncIterator[bytes], writer: int, unpacking: asyncio.Task[None]
-    ) -> None:
+    async def _feed(self, box: Box, archive: AsyncIterator[bytes], writer: int, unpacking: asyncio.Task[None]) -> None:
         """Hand the stream over piece by piece; the gate is held until the unpacker has taken each."""
         try:
             async with box.writing():

@@ -107,9 +107,7 @@ class LocalEngine:
     async def resume_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
         return await self._runtimes.resume(ref, expected_revision=expected_revision)
 
-    async def patch_runtime(
-        self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None
-    ) -> Runtime:
+    async def patch_runtime(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
         return await self._runtimes.patch(ref, changes, expected_revision=expected_revision)
 
     async def start_task(self, ref: str, spec: TaskSpec) -> Attachment:
@@ -273,7 +271,9 @@ def require_ids() -> IdMap:
     ids = find_subordinate_ids()
     if ids is None:
         raise FailedPrecondition(
-            "this host has no subordinate ids for runtimes", cause="no `runta` line in /etc/subuid and /etc/subgid", hint="run `make setup`"
+            "this host has no subordinate ids for runtimes",
+            cause="no `runta` line in /etc/subuid and /etc/subgid",
+            hint="run `make setup`",
         )
     return ids
 

@@ -77,8 +77,8 @@ class Engine(Protocol):
     ) -> Runtime: ...
 
     async def start_task(self, ref: str, spec: TaskSpec) -> TaskStream:
-        """A command that can not be found or executed is no error here: its stream ends with Exit 127 or 126 (shell habit),
-        after a line on stderr."""
+        """A command that can not be found or executed is no error here: its stream ends with Exit 127 or 126 (shell
+        habit), after a line on stderr."""
         ...
 
     async def list_tasks(self, ref: str) -> Sequence[TaskInfo]: ...
@@ -86,7 +86,8 @@ class Engine(Protocol):
     async def attach_task(
         self, ref: str, task_id: int, *, stdout_offset: int | None = None, stderr_offset: int | None = None
     ) -> TaskStream:
-        """From the given absolute offsets, or from the oldest retained byte (None). Takes over from another attachment."""
+        """From the given absolute offsets, or from the oldest retained byte (None). Takes over from another
+        attachment."""
         ...
 
     async def signal_task(self, ref: str, task_id: int, number: int) -> None:
@@ -110,7 +111,8 @@ class Engine(Protocol):
         ...
 
     async def create_checkpoint(self, ref: str, *, name: str | None, kind: CheckpointKind) -> Checkpoint:
-        """Answers when the checkpoint is ready or failed, or as `creating` when that takes longer than a client waits."""
+        """Answers when the checkpoint is ready or failed, or as `creating` when that takes longer than a client
+        waits."""
         ...
 
     async def list_checkpoints(self) -> Sequence[Checkpoint]:

@@ -9,10 +9,8 @@ from runta.engine.core import Core, log
 from runta.engine.runtimes import Runtimes, is_adoptable
 from runta.errors import ServiceError
 from runta.kernel.process import boot_id
-from runta.models import CheckpointState, Runtime, RuntimeStatus
+from runta.models import LIVE, CheckpointState, Runtime, RuntimeStatus
 from runta.store.staging import remove_tree, sweep
-
-_LIVE = frozenset({RuntimeStatus.RUNNING, RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED})
 
 
 async def recover(core: Core, runtimes: Runtimes) -> None:
@@ -35,9 +33,9 @@ async def _settle(core: Core, runtimes: Runtimes, runtime: Runtime) -> None:
         await asyncio.to_thread(core.sandboxes.destroy, runtime.id)
         reason = "the service ended while it was being created"
         core.move(runtime, RuntimeStatus.ERROR, error_code="internal", error_message=reason)
-    elif runtime.status in _LIVE and is_adoptable(runtime):
+    elif runtime.status in LIVE and is_adoptable(runtime):
         await _adopt(core, runtimes, runtime)
-    elif runtime.status in _LIVE:
+    elif runtime.status in LIVE:
         await _record_end(core, runtime)
     elif runtime.status is not RuntimeStatus.ERROR:
         await asyncio.to_thread(core.sandboxes.stop, runtime.id)
@@ -58,7 +56,9 @@ async def _record_end(core: Core, runtime: Runtime) -> None:
     rebooted = runtime.boot_id != boot_id()
     status = RuntimeStatus.SHUTDOWN if rebooted else RuntimeStatus.CRASHED
     reason = "the host was rebooted" if rebooted else "its processes ended while the service was not running"
-    core.move(runtime, status, desired_status=RuntimeStatus.SHUTDOWN, error_message=reason, init_pid=None, init_start=None)
+    core.move(
+        runtime, status, desired_status=RuntimeStatus.SHUTDOWN, error_message=reason, init_pid=None, init_start=None
+    )
 
 
 def _settle_checkpoints(core: Core) -> None:

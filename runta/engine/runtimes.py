@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 from runta.engine.box import Box
 from runta.engine.core import Core, log
+from runta.engine.limits import check_resources, patch_resources, require_room
 from runta.engine.tasks import Tasks
-from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NoSpace, ServiceError, Unavailable
+from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError, Unavailable
 from runta.kernel.process import ProcessId, boot_id, is_alive, wait_gone
 from runta.models import (
+    LIVE,
     Checkpoint,
     CheckpointKind,
     CheckpointState,
@@ -36,9 +35,6 @@ from runta.models import (
 ANSWER_AFTER = 20.0
 """Seconds after which a request is answered with the state of that moment: clients wait 30 s."""
 STOP_GRACE = 10.0
-_MIN_FREE = 64 << 20
-_MIB = 1 << 20
-_LIVE = frozenset({RuntimeStatus.RUNNING, RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED})
 
 
 class Runtimes:
@@ -219,7 +215,7 @@ class Runtimes:
         async with self._changing(ref, expected_revision) as runtime:
             if runtime.status is RuntimeStatus.SHUTDOWN:
                 return runtime
-            self._require(runtime, _LIVE | {RuntimeStatus.CRASHED}, "be shut down")
+            self._require(runtime, LIVE | {RuntimeStatus.CRASHED}, "be shut down")
             await self._end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
             return self._core.move(runtime, RuntimeStatus.SHUTDOWN, **_ended(runtime))
 
@@ -244,7 +240,9 @@ class Runtimes:
             if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
                 return await self._thaw(runtime)
             self._require(runtime, {RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED}, "be booted")
-            fresh = replace(runtime, spec=replace(runtime.spec, init=self._core.init_digest), revision=runtime.revision + 1)
+            fresh = replace(
+                runtime, spec=replace(runtime.spec, init=self._core.init_digest), revision=runtime.revision + 1
+            )
             process = await asyncio.to_thread(self._core.sandboxes.boot, fresh)
             try:
                 return await self._go_live(fresh, process)
@@ -309,7 +307,7 @@ class Runtimes:
     async def patch(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
         """Change a runtime's properties; memory at once, where it runs."""
         async with self._changing(ref, expected_revision) as runtime:
-            resources = self._patch_resources(runtime, changes)
+            resources = patch_resources(runtime, changes)
             env = runtime.spec.env if changes.env is None else dict(check_env(changes.env))
             changed = replace(
                 runtime,
@@ -320,24 +318,9 @@ class Runtimes:
                 idle=changes.idle or runtime.idle,
                 revision=runtime.revision + 1,
             )
-            if resources != runtime.spec.resources and runtime.status in _LIVE:
+            if resources != runtime.spec.resources and runtime.status in LIVE:
                 await asyncio.to_thread(self._core.sandboxes.cgroups.set_limits, runtime.id, resources)
             return self._core.save(changed)
-
-    def _patch_resources(self, runtime: Runtime, changes: PatchRuntime) -> Resources:
-        now_has = runtime.spec.resources
-        if changes.disk_gib is not None and changes.disk_gib < now_has.disk_gib:
-            raise InvalidArgument("a disk can't shrink", cause=f"it has {now_has.disk_gib} GiB")
-        if changes.disk_gib is not None and changes.disk_gib > now_has.disk_gib and runtime.status in _LIVE:
-            raise FailedPrecondition("a disk grows only while its runtime is shut down", hint=f"`runta shutdown {runtime.name}`")
-        return check_resources(
-            replace(
-                now_has,
-                memory_mib=changes.memory_mib or now_has.memory_mib,
-                memory_max_mib=changes.memory_max_mib or (None if changes.memory_mib else now_has.memory_max_mib),
-                disk_gib=changes.disk_gib or now_has.disk_gib,
-            )
-        )
 
     # ---- an end nobody asked for
 
@@ -387,30 +370,3 @@ def _ended(runtime: Runtime) -> dict[str, object]:
         "boot_id": None,
         "revision": runtime.revision + 1,
     }
-
-
-def check_resources(resources: Resources) -> Resources:
-    """Return the resources, or raise InvalidArgument where this host could never give them."""
-    cpus, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB
-    if resources.vcpus < 1 or resources.vcpus > cpus:
-        raise InvalidArgument(f"{resources.vcpus} CPUs can't be had", cause=f"this host has {cpus}", hint=f"ask for 1 to {cpus}")
-    for wanted in (resources.memory_mib, resources.memory_limit_mib):
-        if wanted < 1 or wanted > memory:
-            raise InvalidArgument(
-                f"resources.requests.memory_mib must be >= 1 and <= {memory}",
-                cause=f"{wanted} MiB was asked for; this host has {memory} MiB",
-            )
-    if resources.memory_limit_mib < resources.memory_mib:
-        raise InvalidArgument("the memory limit is below the memory asked for")
-    return resources
-
-
-def require_room(path: Path, wanted: int = 0) -> None:
-    """Raise NoSpace unless the state directory's file system has room for `wanted` bytes and a reserve."""
-    free = shutil.disk_usage(path).free
-    if free < wanted + _MIN_FREE:
-        raise NoSpace(
-            f"there is no room in {path}",
-            cause=f"{free // _MIB} MiB are free, about {(wanted + _MIN_FREE) // _MIB} MiB are needed",
-            hint="remove runtimes or checkpoints, or move RUNTA_STATE_DIR to a larger disk",
-        )

@@ -291,7 +291,8 @@ def copy_up(merged: Path, dump: Path) -> None:
 
 
 def _admit_restorer(dump: Path, ids: IdMap) -> None:
-    """CRIU opens a dump's files as the host's root without privileges, and later as the inside's root; nobody else may."""
+    """CRIU opens a dump's files as the host's root without privileges, and later as the inside's root; nobody else
+    may."""
     os.chown(dump, ids.start, 0)
     dump.chmod(_MODE_RESTORER)
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from runta.engine.box import Box
 from runta.engine.core import Core
-from runta.store.tasklog import TaskLog
 from runta.errors import InvalidArgument, ServiceError
 from runta.guest import GuestStream
 from runta.models import Exit, Output, Runtime, TaskInfo, TaskSpec
+from runta.store.tasklog import TaskLog
 
 UNATTACHED_TIMEOUT = 60.0
 """Seconds an API-bound task may go without a client after a restart of the service, or in a fork."""

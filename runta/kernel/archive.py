@@ -1,7 +1,7 @@
 """Archives: layers packed with GNU tar and zstd; trees of a runtime as tar streams.
 
-A runtime's tree is not trusted: it is walked from a directory descriptor, one component at a time, and no symbolic link is
-ever followed.
+A runtime's tree is not trusted: it is walked from a directory descriptor, one component at a time, and no symbolic
+link is ever followed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def pack_tree(tree: Path, target: Path) -> None:
     """Write a directory tree as a compressed tar: whiteouts, xattrs, ACLs, hard links, holes, nanosecond times.
 
-    Unpack it with `tar --xattrs --xattrs-include='*' --numeric-owner -xpf`. ACLs go as the xattrs they are: `--acls` would
-    write this host's user names into them. Raises KernelError.
+    Unpack it with `tar --xattrs --xattrs-include='*' --numeric-owner -xpf`. ACLs go as the xattrs they are: `--acls`
+    would write this host's user names into them. Raises KernelError.
     """
     keep = ("--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name")
     threads = min(4, os.cpu_count() or 1)
@@ -152,7 +152,9 @@ def _parent(root: int, parts: tuple[str, ...], shift: int) -> Iterator[int]:
             fd = below
         yield fd
     except NotADirectoryError as err:
-        raise InvalidArgument(f"{'/'.join(parts)[:200]} is not a directory in the runtime", hint="unpack elsewhere") from err
+        raise InvalidArgument(
+            f"{'/'.join(parts)[:200]} is not a directory in the runtime", hint="unpack elsewhere"
+        ) from err
     finally:
         os.close(fd)
 

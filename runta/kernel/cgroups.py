@@ -1,6 +1,7 @@
 """Control groups of runtimes: freeze, limits, members, removal; cgroup v2, v1 and the hybrid of both.
 
-runc makes them (`cgroupsPath` in config.json). Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+runc makes them (`cgroupsPath` in config.json). Sources: the kernel's Documentation/admin-guide/cgroup-v1 and
+cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cgroups:
-    """The host's cgroup hierarchies: `v1` maps a controller to its mount point, `v2` is the unified mount point or None."""
+    """The host's cgroup hierarchies: `v1` maps a controller to its mount point, `v2` is the unified mount point or
+    None."""
 
     v1: Mapping[str, Path]
     v2: Path | None
@@ -106,14 +108,21 @@ class Cgroups:
         return int(self._read("memory", runtime_id, name) or 0)
 
     def remove(self, runtime_id: str) -> None:
-        """Remove what runc left of the runtime's cgroups, in every hierarchy. Raises KernelError if processes remain."""
+        """Remove what runc left of the runtime's cgroups, in every hierarchy. Raises KernelError if processes
+        remain."""
         for mount in {*self.v1.values(), *([self.v2] if self.v2 else [])}:
             _remove_tree(mount / PARENT / runtime_id)
 
     def left_over(self) -> set[str]:
         """Ids of runtimes that have a cgroup in some hierarchy."""
         mounts = {*self.v1.values(), *([self.v2] if self.v2 else [])}
-        return {entry.name for mount in mounts if (mount / PARENT).is_dir() for entry in (mount / PARENT).iterdir() if entry.is_dir()}
+        return {
+            entry.name
+            for mount in mounts
+            if (mount / PARENT).is_dir()
+            for entry in (mount / PARENT).iterdir()
+            if entry.is_dir()
+        }
 
     def _dir(self, controller: str, runtime_id: str) -> Path:
         mount = self.v2 if self.unified else self.v1.get(controller)

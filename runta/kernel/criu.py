@@ -72,16 +72,40 @@ _CAUSES: tuple[Cause, ...] = tuple(
             "a program watches a file with inotify that can't be named any more",
             "end the watch and try again",
         ),
-        (r"is ptraced|already ptraced|ptrace.*Operation not permitted|Unable to seize", "a program is being traced by a debugger", "detach gdb or strace and try again"),
+        (
+            r"is ptraced|already ptraced|ptrace.*Operation not permitted|Unable to seize",
+            "a program is being traced by a debugger",
+            "detach gdb or strace and try again",
+        ),
         (r"Stopped tasks are not supported", "a program is stopped by a signal", "continue it (SIGCONT) and try again"),
-        (r"Can't dump file \d+ of that type", "a program holds a kind of descriptor open that CRIU can't dump", "end that program and try again"),
+        (
+            r"Can't dump file \d+ of that type",
+            "a program holds a kind of descriptor open that CRIU can't dump",
+            "end that program and try again",
+        ),
         (r"No space left on device|ENOSPC", "the disk is full", "make room and try again"),
-        (r"has bad size|has bad build-id", "a file differs from the one at the time of the dump", "the image or the guest init was replaced; restore on the host state of the checkpoint"),
-        (r"instruction .* not supported|cpu .*not supported|xfeatures has unsupported", "this host's CPU lacks features of the one the dump was made on", "restore it on a host with the same CPU features"),
-        (r"File exists.*fork|Can't fork for", "a process id is taken", "report this: every runtime has process ids of its own"),
-        (r"Cannot allocate memory|Out of memory", "there is not enough memory", "give the runtime or the host more memory"),
+        (
+            r"has bad size|has bad build-id",
+            "a file differs from the one at the time of the dump",
+            "the image or the guest init was replaced; restore on the host state of the checkpoint",
+        ),
+        (
+            r"instruction .* not supported|cpu .*not supported|xfeatures has unsupported",
+            "this host's CPU lacks features of the one the dump was made on",
+            "restore it on a host with the same CPU features",
+        ),
+        (
+            r"File exists.*fork|Can't fork for",
+            "a process id is taken",
+            "report this: every runtime has process ids of its own",
+        ),
+        (
+            r"Cannot allocate memory|Out of memory",
+            "there is not enough memory",
+            "give the runtime or the host more memory",
+        ),
     )
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +179,8 @@ def read_memory_bytes(dump: Path) -> int:
 def read_writable_paths(dump: Path) -> set[str]:
     """Paths (inside, absolute) of regular files that a process holds open for writing or has mapped shared.
 
-    At a restore they must lie in the upper dir before CRIU opens them: a copy-up later would part them from their mappings.
+    At a restore they must lie in the upper dir before CRIU opens them: a copy-up later would part them from their
+    mappings.
     """
     files = {entry["id"]: entry for entry in read_image(dump / "files.img")}
     paths = {

@@ -1,7 +1,8 @@
 """The createRuntime hook: tells the network helper which runtime has a new network namespace, and waits for its answer.
 
-runc starts this file as a program of its own (`python3 -I -S -E hook.py SOCKET`), at run and at restore, with the runtime's
-state as JSON on stdin (OCI runtime specification, runtime.md, "State"). It imports what starts within milliseconds only.
+runc starts this file as a program of its own (`python3 -I -S -E hook.py SOCKET`), at run and at restore, with the
+runtime's state as JSON on stdin (OCI runtime specification, runtime.md, "State"). It imports what starts within
+milliseconds only.
 """
 
 from __future__ import annotations

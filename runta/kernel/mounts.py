@@ -35,7 +35,8 @@ _UMOUNT_NOFOLLOW = 8
 _MODE_PASS = 0o711
 
 OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=on,metacopy=off"
-"""Without these, in a fork: renaming a directory of a layer gives EXDEV, hard links come apart, inotify can't be dumped."""
+"""Without these, in a fork: renaming a directory of a layer gives EXDEV, hard links come apart, inotify can't be
+dumped."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -135,14 +136,12 @@ def _attach_idmapped(source: Path, target: Path, userns: int) -> Iterator[int]:
         target.rmdir()
 
 
-def mount_overlay(
-    lowers: Sequence[Path], *, upper: Path, work: Path, merged: Path, attach: Path, userns: int
-) -> None:
+def mount_overlay(lowers: Sequence[Path], *, upper: Path, work: Path, merged: Path, attach: Path, userns: int) -> None:
     """Mount an overlay of `upper` on idmapped `lowers` (newest first) at `merged`.
 
     `attach` is a directory for the idmapped mounts, which exist only during the call: the overlay keeps its own clones.
-    The lowers are named through descriptors, so that the option page holds about 200 of them whatever their paths' length.
-    Raises KernelError; nothing stays mounted then.
+    The lowers are named through descriptors, so that the option page holds about 200 of them whatever their paths'
+    length. Raises KernelError; nothing stays mounted then.
     """
     attach.mkdir(mode=_MODE_PASS, exist_ok=True)
     try:

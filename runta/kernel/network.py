@@ -2,7 +2,8 @@
 
 `setns(2)` changes the thread that calls it, so the service never does: this module, run as a program
 (`python -m runta.kernel.network SOCKET`), is one thread that enters a runtime's namespace, does its work with netlink
-(pyroute2), and returns. The createRuntime hook asks it, at run and at restore, before any process of the runtime goes on.
+(pyroute2), and returns. The createRuntime hook asks it, at run and at restore, before any process of the runtime
+goes on.
 """
 
 from __future__ import annotations

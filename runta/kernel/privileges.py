@@ -34,6 +34,8 @@ def require_root() -> None:
     if os.geteuid() != 0 or missing:
         raise PermissionDenied(
             "runta needs root",
-            cause=f"missing capabilities: {', '.join(missing)}" if os.geteuid() == 0 else f"this is user id {os.geteuid()}",
+            cause=f"missing capabilities: {', '.join(missing)}"
+            if os.geteuid() == 0
+            else f"this is user id {os.geteuid()}",
             hint="run it as root, for instance with sudo, or set RUNTA_ENDPOINT to a service that runs",
         )

@@ -78,7 +78,9 @@ def run(
     except BaseException:
         _end(child)
         raise
-    done = Finished(words, child.returncode, (out or b"").decode(errors="replace"), (errors or b"").decode(errors="replace"))
+    done = Finished(
+        words, child.returncode, (out or b"").decode(errors="replace"), (errors or b"").decode(errors="replace")
+    )
     if check and done.returncode != 0:
         raise KernelError(describe_failure(done), cause=_last_lines(done.stderr or done.stdout))
     return done

@@ -1,7 +1,7 @@
 """runc's verbs. Sources: runc's man pages (runc-run.8, runc-checkpoint.8, runc-restore.8, runc-delete.8).
 
-A sandbox inherits its first process's stdin, stdout and stderr from runc, so runc gets /dev/null for all three: a file of the
-host could not be dumped. Its errors come from its log file.
+A sandbox inherits its first process's stdin, stdout and stderr from runc, so runc gets /dev/null for all three: a
+file of the host could not be dumped. Its errors come from its log file.
 """
 
 from __future__ import annotations

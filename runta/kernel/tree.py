@@ -85,7 +85,7 @@ def _copy_entry(entry: os.DirEntry[str], target: Path, name: str, shift: int, co
         copied.files += 1
         copied.size += info.st_size
     elif stat.S_ISLNK(info.st_mode):
-        target.symlink_to(os.readlink(source))
+        target.symlink_to(source.readlink())
     else:
         os.mknod(target, info.st_mode, info.st_rdev)
     copy_metadata(source, target, shift=shift)
@@ -173,7 +173,8 @@ def shift_xattr(name: str, value: bytes, shift: int) -> bytes:
 
 
 def _shift_acl(value: bytes, shift: int) -> bytes:
-    """Each entry after the 4-byte version: tag, permissions, id (u16, u16, u32; only named users and groups have an id)."""
+    """Each entry after the 4-byte version: tag, permissions, id (u16, u16, u32; only named users and groups have an
+    id)."""
     shifted = bytearray(value)
     for offset in range(4, len(value) - 7, 8):
         tag, permissions, number = struct.unpack_from("<HHI", value, offset)
@@ -183,7 +184,8 @@ def _shift_acl(value: bytes, shift: int) -> bytes:
 
 
 def _shift_capability(value: bytes, shift: int) -> bytes:
-    """A capability set by the root of a user namespace names that root (revision 3); a plain one does not (revision 2)."""
+    """A capability set by the root of a user namespace names that root (revision 3); a plain one does not (revision
+    2)."""
     (magic,) = struct.unpack_from("<I", value)
     if magic & _CAP_REVISION_MASK != _CAP_REVISION_3 or len(value) < 24:
         return value

@@ -6,8 +6,8 @@
     ├── dump/            CRIU's image files (kind full)
     └── log/             dump.log, stats-dump
 
-One service writes here, and it holds the lock of the state directory. A checkpoint's files never change after the rename;
-a delete removes the manifest first, so that a half-deleted checkpoint is none.
+One service writes here, and it holds the lock of the state directory. A checkpoint's files never change after the
+rename; a delete removes the manifest first, so that a half-deleted checkpoint is none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from runta.store.staging import commit, remove_tree, sync_directory, sync_file_s
 FORMAT = 1
 _MODE_PRIVATE = 0o600
 _MODE_DUMP = 0o644
-"""CRIU's restored processes read parts of the dump as the inside's root; the directories above, 0700, keep others out."""
+"""CRIU's restored processes read parts of the dump as the inside's root; the directories above, 0700, keep others
+out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,5 +133,7 @@ def _fingerprint(path: Path) -> tuple[int, int, int]:
 
 def _damaged(checkpoint_id: str, name: str, cause: str) -> InternalError:
     return InternalError(
-        f"checkpoint {checkpoint_id} is damaged", cause=f"{name}: {cause}", hint="delete it; it can't be restored safely"
+        f"checkpoint {checkpoint_id} is damaged",
+        cause=f"{name}: {cause}",
+        hint="delete it; it can't be restored safely",
     )

@@ -1,12 +1,12 @@
-"""Frozen dataclasses to JSON and back. Unknown keys are dropped, missing ones take the field's default: records of an older
-version stay readable."""
+"""Frozen dataclasses to JSON and back. Unknown keys are dropped, missing ones take the field's default: records of
+an older version stay readable."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -29,12 +29,12 @@ def encode(value: object) -> Any:
 
 def decode(kind: type[T], data: Mapping[str, Any]) -> T:
     """A dataclass from what `encode` made of it."""
-    hints = _hints(kind)
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]  # a class is hashable; mypy takes T for its instances
     return kind(**{name: _decode(hints[name], item) for name, item in data.items() if name in hints})
 
 
 @lru_cache(maxsize=64)
-def _hints(kind: Hashable) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

@@ -1,7 +1,7 @@
 """The records: which runtimes and checkpoints there are (SQLite, WAL).
 
-A record is its dataclass as JSON beside the few columns that are looked up. What a checkpoint needs to be restored stands in
-its manifest too, so a lost database loses no checkpoint.
+A record is its dataclass as JSON beside the few columns that are looked up. What a checkpoint needs to be restored
+stands in its manifest too, so a lost database loses no checkpoint.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from runta.store.codec import decode, encode
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS runtimes (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS checkpoints (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS idempotency (key TEXT PRIMARY KEY, runtime_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runtimes (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS checkpoints (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS idempotency (key TEXT PRIMARY KEY, runtime_id TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS idempotency_runtime ON idempotency (runtime_id);
 """
 _MODE_PRIVATE = 0o600
@@ -73,7 +73,9 @@ class Database:
                 self._connection.execute("COMMIT")
             except sqlite3.OperationalError as err:
                 if "full" in str(err):
-                    raise NoSpace("there is no room for the record", cause=str(err), hint="free some disk space") from err
+                    raise NoSpace(
+                        "there is no room for the record", cause=str(err), hint="free some disk space"
+                    ) from err
                 raise InternalError("the database failed", cause=str(err)) from err
 
     def add_runtime(self, runtime: Runtime, idempotency_key: str | None = None) -> None:
@@ -129,7 +131,9 @@ class Database:
                     f"a checkpoint named {checkpoint.name} exists",
                     hint=f"choose another name, or `runta snapshot rm {checkpoint.name}`",
                 )
-            tables.execute("INSERT INTO checkpoints VALUES (?, ?, ?)", (checkpoint.id, checkpoint.name, _dump(checkpoint)))
+            tables.execute(
+                "INSERT INTO checkpoints VALUES (?, ?, ?)", (checkpoint.id, checkpoint.name, _dump(checkpoint))
+            )
 
     def save_checkpoints(self, checkpoints: Iterable[Checkpoint]) -> None:
         with self._transaction() as tables:

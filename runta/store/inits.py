@@ -45,7 +45,8 @@ class Inits:
             target.hardlink_to(self._layout.init(digest))
         except FileNotFoundError as err:
             raise FailedPrecondition(
-                f"the guest init {digest[:12]} is gone", hint="a checkpoint can be restored only with the init it was made with"
+                f"the guest init {digest[:12]} is gone",
+                hint="a checkpoint can be restored only with the init it was made with",
             ) from err
 
     def sweep(self, needed: Collection[str]) -> None:

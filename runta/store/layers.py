@@ -69,10 +69,10 @@ def write_hard_links(place: Path, groups: list[list[str]]) -> None:
 class Capture:
     """One capture of a frozen upper dir into `place`/tree, with plain ids.
 
-    The kernel and CRIU keep things about an upper dir elsewhere, and each is put into the tree by a step of its own: names CRIU
-    gave to open files whose own name is gone (`add_link_remaps`), and the other names of a lower file that was copied up through
-    one of them, which the overlay keeps together by its index in the work dir (`add_aliases`). All of it belongs into the frozen
-    window. Raises OSError.
+    The kernel and CRIU keep things about an upper dir elsewhere, and each is put into the tree by a step of its own:
+    names CRIU gave to open files whose own name is gone (`add_link_remaps`), and the other names of a lower file
+    that was copied up through one of them, which the overlay keeps together by its index in the work dir
+    (`add_aliases`). All of it belongs into the frozen window. Raises OSError.
     """
 
     def __init__(self, upper: Path, place: Path, *, merged: Path, shift: int) -> None:

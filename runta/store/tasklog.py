@@ -1,7 +1,7 @@
 """Logs of detached tasks: `runtimes/<id>/log/task-<n>.log`, bounded; what is dropped is recorded in the log itself.
 
-Beside each stands `task-<n>.at`: how far into stdout and stderr the log goes, two 64-bit numbers, so that a service that comes
-back after a crash goes on where the last one was.
+Beside each stands `task-<n>.at`: how far into stdout and stderr the log goes, two 64-bit numbers, so that a service
+that comes back after a crash goes on where the last one was.
 """
 
 from __future__ import annotations

@@ -110,7 +110,13 @@ class Raw:
         spec = RuntimeSpec(image=self.image.id, ids=ids, init=self.init, layers=layers, resources=resources)
         status, moment = RuntimeStatus.RUNNING, now()
         return Runtime(
-            id=new_id(), name="raw", status=status, desired_status=status, spec=spec, created_at=moment, updated_at=moment
+            id=new_id(),
+            name="raw",
+            status=status,
+            desired_status=status,
+            spec=spec,
+            created_at=moment,
+            updated_at=moment,
         )
 
     def start_hog(self, runtime: Runtime, mib: int) -> None:
@@ -129,7 +135,9 @@ class Raw:
         await guest.aclose()
 
     async def _exit(self, guest: Guest) -> int:
-        stream = await guest.start(TaskSpec(argv=("test", "-e", "/tmp/ready"), stdin=False), env={"PATH": "/usr/bin:/bin"})
+        stream = await guest.start(
+            TaskSpec(argv=("test", "-e", "/tmp/ready"), stdin=False), env={"PATH": "/usr/bin:/bin"}
+        )
         code = 1
         async for event in stream:
             code = getattr(event, "code", code)
@@ -201,7 +209,9 @@ class Ours:
     def round(self, label: str, mib: int) -> None:
         clock, client = self.clock, self.client
         with clock.timing(f"{label}.create"):
-            runtime = client.runtimes.create(f"bench-{time.monotonic_ns()}", memory_mib=MEMORY_MIB, vcpus=os.cpu_count() or 1)
+            runtime = client.runtimes.create(
+                f"bench-{time.monotonic_ns()}", memory_mib=MEMORY_MIB, vcpus=os.cpu_count() or 1
+            )
         if mib:
             # Until it has its own session, the end of the shell would end it too.
             hog = f'setsid python3 -c "{HOG.format(mib=mib)}" >/dev/null 2>&1 & until [ -e /tmp/ready ]; do sleep 0.05; done'

@@ -33,6 +33,7 @@ from runta.models import (
     new_id,
     now,
     require_revision,
+    require_running,
     suggest,
 )
 
@@ -332,8 +333,7 @@ class PlainEngine:
 
     def _running(self, ref: str) -> Box:
         box = self._box(ref)
-        if box.runtime.status is not RuntimeStatus.RUNNING:
-            raise FailedPrecondition(f"runtime {box.runtime.name!r} is not running: it is {box.runtime.status}")
+        require_running(box.runtime)
         return box
 
     def _find(self, things: Iterable[T], ref: str, what: str) -> T:

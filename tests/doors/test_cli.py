@@ -179,7 +179,7 @@ def test_exec_detached_tasks_and_attach(cli: Cli, box: str):
     assert cli.json("attach", "--json", "box", number, code=4)["stdout"] == "begun\ndone\n"
     assert cli.json("tasks", "box", "--json")["tasks"][0]["exit_code"] == 4
     assert "no task 99" in cli("attach", "box", "99", code=2).stderr
-    assert cli.json("exec", "-d", "--json", "box", "true")["task_id"] == int(number) + 1
+    assert cli.json("exec", "-d", "--json", "box", "true")["task_id"] > int(number)
 
 
 def test_exec_of_a_terminal_without_one(cli: Cli, box: str):

@@ -41,7 +41,11 @@ class House:
     @property
     def env(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNTA_")}
-        ours = {"RUNTA_STATE_DIR": str(self.layout.state_dir), "RUNTA_RUN_DIR": str(self.layout.run_dir), "RUNTA_LISTEN": ""}
+        ours = {
+            "RUNTA_STATE_DIR": str(self.layout.state_dir),
+            "RUNTA_RUN_DIR": str(self.layout.run_dir),
+            "RUNTA_LISTEN": "",
+        }
         return {**kept, **ours, **self.extra_env}
 
     def make(self) -> None:
@@ -76,12 +80,21 @@ class House:
     def connect(self) -> Runta:
         return Runta(endpoint=f"unix:{self.layout.socket}", retry_max_attempts=1)
 
-    def cli(self, *words: str, check: bool = True, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *words: str, check: bool = True, stdin: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "runta", *words], env=self.env, input=stdin, capture_output=True, text=True, timeout=timeout
+            [sys.executable, "-m", "runta", *words],
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"runta {' '.join(words)} -> {done.returncode}\n{done.stdout}{done.stderr}\n{self.log()[-3000:]}")
+            raise AssertionError(
+                f"runta {' '.join(words)} -> {done.returncode}\n{done.stdout}{done.stderr}\n{self.log()[-3000:]}"
+            )
         return done
 
     def leaks(self) -> dict[str, list[str]]:
@@ -99,7 +112,9 @@ class House:
             "runc": sorted({entry.name for entry in self.layout.runc_root.iterdir()} - known),
             "layers": [] if kept or known else [entry.name for entry in self.layout.layers.iterdir()],
             "cgroups": sorted((cgroups.left_over() - known) & self.seen),
-            "processes": [line for line in guest_processes() if str(self.root) in line and not any(one in line for one in known)],
+            "processes": [
+                line for line in guest_processes() if str(self.root) in line and not any(one in line for one in known)
+            ],
         }
         return {what: items for what, items in found.items() if items}
 

@@ -76,7 +76,9 @@ def test_isolation(box) -> None:
     assert box.exec(["python3", "-c", uring]).stdout_text == "-1 38\n"
     assert int(box.exec("ls -d /proc/[0-9]* | wc -l").stdout_text) < 10
     assert box.exec("test -S /run/runta/init.sock && rm /run/runta/init.sock").exit_code != 0
-    connect = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/runta/init.sock'); print(len(s.recv(10)))"
+    connect = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/runta/init.sock'); print(len(s.recv(10)))"
+    )
     refused = box.exec(["python3", "-c", connect])
     assert refused.exit_code != 0 or refused.stdout_text == "0\n"
 
@@ -84,7 +86,10 @@ def test_isolation(box) -> None:
 def test_identity(box) -> None:
     assert box.exec("hostname").stdout_text == f"{box.name}\n"
     assert box.exec("cat /run/runta/generation").stdout_text.split()[1] == box.id
-    assert box.exec("python3 -c \"import socket; socket.create_server(('127.0.0.1', 80)); print('bound')\"").stdout_text == "bound\n"
+    assert (
+        box.exec("python3 -c \"import socket; socket.create_server(('127.0.0.1', 80)); print('bound')\"").stdout_text
+        == "bound\n"
+    )
 
 
 def test_limits(bring_up) -> None:
@@ -128,8 +133,12 @@ def test_shutdown_and_boot_keep_the_disk(box) -> None:
 def test_the_service_may_die_and_come_back(house: House, box) -> None:
     import signal as signals
 
-    box.exec("setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.02; done' >/dev/null 2>&1 & sleep 0.2")
-    started = house.cli("exec", "-d", box.name, "--", "sh", "-c", "for i in $(seq 300); do echo $i; sleep 0.01; done; sleep 300")
+    box.exec(
+        "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.02; done' >/dev/null 2>&1 & sleep 0.2"
+    )
+    started = house.cli(
+        "exec", "-d", box.name, "--", "sh", "-c", "for i in $(seq 300); do echo $i; sleep 0.01; done; sleep 300"
+    )
     assert started.returncode == 0
     house.stop(signals.SIGKILL)
     time.sleep(0.2)

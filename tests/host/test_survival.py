@@ -34,7 +34,9 @@ def plant(runtime, setup: str) -> None:
     runtime.files.write("/tmp/setup.py", setup.encode())
     runtime.files.write("/tmp/oracle.py", ORACLE.encode())
     assert runtime.exec("setsid python3 -S /tmp/oracle.py </dev/null >/tmp/oracle.log 2>&1 & sleep 0.01").exit_code == 0
-    found = runtime.exec("for i in $(seq 400); do [ -e /tmp/ready ] && exit 0; sleep 0.02; done; cat /tmp/oracle.log; exit 1")
+    found = runtime.exec(
+        "for i in $(seq 400); do [ -e /tmp/ready ] && exit 0; sleep 0.02; done; cat /tmp/oracle.log; exit 1"
+    )
     assert found.exit_code == 0, found.stdout_text
 
 
@@ -80,7 +82,10 @@ def test_memory_files_pipes_and_ptys_survive(bring_up) -> None:
 
 def test_two_forks_never_draw_the_same_random_bytes(runta: Runta) -> None:
     source = runta.runtimes.create("dice")
-    plant(source, "import ctypes\nlibc = ctypes.CDLL(None)\nbuf = ctypes.create_string_buffer(16)\nlibc.getrandom(buf, 16, 0)\n")
+    plant(
+        source,
+        "import ctypes\nlibc = ctypes.CDLL(None)\nbuf = ctypes.create_string_buffer(16)\nlibc.getrandom(buf, 16, 0)\n",
+    )
     checkpoint = source.checkpoints.create(name="dice-ck")
     forks = [runta.runtimes.create(f"dice-{i}", checkpoint_id=checkpoint.id) for i in range(2)]
     drawn = [ask(fork, "(libc.getrandom(buf, 16, 0), buf.raw.hex())[1]") for fork in (*forks, source)]
@@ -108,7 +113,9 @@ def test_generations(runta: Runta) -> None:
 
 def test_a_fork_may_do_to_a_layer_what_it_could_do_to_its_own_files(runta: Runta) -> None:
     source = runta.runtimes.create("layered")
-    source.exec("mkdir -p /srv/dir/sub; echo in > /srv/dir/sub/f; echo one > /srv/a; ln /srv/a /srv/b; echo map > /srv/map")
+    source.exec(
+        "mkdir -p /srv/dir/sub; echo in > /srv/dir/sub/f; echo one > /srv/a; ln /srv/a /srv/b; echo map > /srv/map"
+    )
     plant(
         source,
         "f = open('/srv/map', 'r+b'); shared = mmap.mmap(f.fileno(), 0); other = mmap.mmap(os.open('/srv/map', os.O_RDONLY), 0, prot=mmap.PROT_READ)\n"
@@ -120,7 +127,10 @@ def test_a_fork_may_do_to_a_layer_what_it_could_do_to_its_own_files(runta: Runta
     fork = runta.runtimes.create("layered-fork", checkpoint_id=checkpoint.id)
     assert fork.exec("mv /srv/dir /srv/moved && cat /srv/moved/sub/f").stdout_text == "in\n"
     assert fork.exec("echo two >> /srv/a; cat /srv/b; stat -c %h /srv/a").stdout_text == "one\ntwo\n2\n"
-    assert ask(fork, "(shared.__setitem__(slice(0, 3), b'MAP'), other[:3].decode(), open('/srv/map').read())[1:]") == ["MAP", "MAP\n"]
+    assert ask(fork, "(shared.__setitem__(slice(0, 3), b'MAP'), other[:3].decode(), open('/srv/map').read())[1:]") == [
+        "MAP",
+        "MAP\n",
+    ]
     assert ask(fork, "(held.seek(0, 2), held.write('+'), held.flush(), open('/srv/l2').read())[3]") == "linked+"
     assert ask(fork, "(gone.seek(0), gone.read())[1]") == "ghost"
     assert fork.exec("touch /srv/new").exit_code == 0
@@ -128,9 +138,9 @@ def test_a_fork_may_do_to_a_layer_what_it_could_do_to_its_own_files(runta: Runta
     # The second generation: what was copied up through one name only must not come apart.
     second = fork.checkpoints.create(name="layered-ck-2")
     grandchild = runta.runtimes.create("layered-2", checkpoint_id=second.id)
-    assert grandchild.exec("cat /srv/b; cat /srv/moved/sub/f; cat /srv/l2; ls /srv/dir 2>&1 | tail -c 10").stdout_text.startswith(
-        "one\ntwo\nin\nlinked+"
-    )
+    assert grandchild.exec(
+        "cat /srv/b; cat /srv/moved/sub/f; cat /srv/l2; ls /srv/dir 2>&1 | tail -c 10"
+    ).stdout_text.startswith("one\ntwo\nin\nlinked+")
     assert source.exec("cat /srv/b /srv/dir/sub/f").stdout_text == "one\nin\n"
 
 
@@ -140,12 +150,16 @@ def test_one_name_of_a_hard_link_written_in_a_fork_carries_the_other_into_its_ch
     fork = runta.runtimes.create("links-1", checkpoint_id=source.checkpoints.create(name="links-ck").id)
     fork.exec("echo two >> /srv/a")
     again = runta.runtimes.create("links-2", checkpoint_id=fork.checkpoints.create(name="links-ck-2").id)
-    assert again.exec("cat /srv/far/b; echo three >> /srv/far/b; cat /srv/a").stdout_text == "one\ntwo\none\ntwo\nthree\n"
+    assert (
+        again.exec("cat /srv/far/b; echo three >> /srv/far/b; cat /srv/a").stdout_text == "one\ntwo\none\ntwo\nthree\n"
+    )
 
 
 def test_an_attached_exec_goes_on_across_a_checkpoint_complete(runta: Runta) -> None:
     runtime = runta.runtimes.create("talker")
-    running = runtime.exec_detached("for i in $(seq 1 3000); do echo line-$i; [ $((i % 10)) = 0 ] && sleep 0.002; done", timeout=120)
+    running = runtime.exec_detached(
+        "for i in $(seq 1 3000); do echo line-$i; [ $((i % 10)) = 0 ] && sleep 0.002; done", timeout=120
+    )
     for index in range(3):
         time.sleep(0.1)
         runtime.checkpoints.create(name=f"talk-{index}")
@@ -157,7 +171,9 @@ def test_an_attached_exec_goes_on_across_a_checkpoint_complete(runta: Runta) -> 
 def test_stdin_survives_a_checkpoint(runta: Runta) -> None:
     runtime = runta.runtimes.create("eater")
     data = bytes(range(256)) * 20000
-    running = runtime.exec_detached("while head -c 65536 | grep -q . ; do sleep 0.01; done; echo done", stdin=data, timeout=120)
+    running = runtime.exec_detached(
+        "while head -c 65536 | grep -q . ; do sleep 0.01; done; echo done", stdin=data, timeout=120
+    )
     counting = runtime.exec_detached("sha256sum", stdin=data, timeout=120)
     runtime.checkpoints.create(name="eat")
     import hashlib
@@ -184,7 +200,17 @@ def test_a_terminal_session_survives(house: House, bring_up) -> None:
     """A shell on a pty, with a variable of its own, is in the checkpoint; in a fork it waits for somebody to attach."""
 
     def before(source) -> None:
-        started = house.cli("exec", "-d", "-t", source.name, "--", "bash", "--norc", "-c", "trap 'echo still-here > /tmp/pty' USR1; tty > /tmp/tty; while :; do sleep 0.05; done")
+        started = house.cli(
+            "exec",
+            "-d",
+            "-t",
+            source.name,
+            "--",
+            "bash",
+            "--norc",
+            "-c",
+            "trap 'echo still-here > /tmp/pty' USR1; tty > /tmp/tty; while :; do sleep 0.05; done",
+        )
         assert started.returncode == 0
         wait_for(lambda: source.exec("cat /tmp/tty").stdout_text.strip())
 

@@ -32,7 +32,9 @@ def test_walk_through_the_cli(house: House) -> None:
     assert run("exec", "restored", "--", "cat", "/tmp/hello.txt").stdout == "hello-from-runtime\n"
     first = int(wait_for(lambda: run("exec", "restored", "--", "cat", "/tmp/n").stdout.strip()))
     assert 1 < first
-    wait_for(lambda: int(run("exec", "restored", "--", "cat", "/tmp/n").stdout.strip() or 0) > max(first, at_checkpoint))
+    wait_for(
+        lambda: int(run("exec", "restored", "--", "cat", "/tmp/n").stdout.strip() or 0) > max(first, at_checkpoint)
+    )
     run("snapshot", "restore", "ck", "forked")
     forked = int(wait_for(lambda: run("exec", "forked", "--", "cat", "/tmp/n").stdout.strip()))
     restored = int(wait_for(lambda: run("exec", "restored", "--", "cat", "/tmp/n").stdout.strip()))

@@ -476,7 +476,7 @@ async def test_the_master_is_held_by_a_process_after_the_shell(guest, process):
     """CRIU refuses a terminal whose master comes first in the tree (lab notes)."""
     stream = await guest.start(TaskSpec(argv=("cat",), tty=True), env=ENV)
     await stream.write_stdin(b"x\n")
-    await read_until(stream, b"x")
+    await read_until(stream, b"x\r\nx\r\n")  # the terminal's echo, then cat
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert [Path(f"/proc/{pid}/comm").read_text() for pid in children] == ["cat\n", "runta-pty\n"]
     assert not any("ptmx" in os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir())
@@ -490,7 +490,7 @@ async def test_the_master_is_held_by_a_process_after_the_shell(guest, process):
 
 @with_init
 async def test_attach_from_an_offset(guest, _process):
-    stream = await guest.start(TaskSpec(argv=("sh", "-c", "printf 0123456789; printf abcdef >&2; read x")), env=ENV)
+    stream = await guest.start(TaskSpec(argv=("sh", "-c", "printf abcdef >&2; printf 0123456789; read x")), env=ENV)
     await read_until(stream, b"9")
     await stream.aclose()
     again = await guest.attach(stream.task.id, stdout_offset=4, stderr_offset=6)
@@ -773,6 +773,7 @@ def test_the_binary_is_small_and_static() -> None:
 async def test_idle_it_is_small_and_sleeps(guest, process):
     await run(guest, "true")
     assert status(process.pid, "VmRSS") < 1024
+    await asyncio.sleep(0.5)  # the end of that task's connection
     before = status(process.pid, "voluntary_ctxt_switches")
     await asyncio.sleep(1)
     assert status(process.pid, "voluntary_ctxt_switches") == before

@@ -41,14 +41,27 @@ from runta.store.database import Database
 def make_runtime(name: str = "one") -> Runtime:
     spec = RuntimeSpec(image="i", ids=IdMap(start=100000), init="d", layers=("l2", "l1"), env={"A": "b"})
     return Runtime(
-        id=new_id(), name=name, status=RuntimeStatus.CREATING, desired_status=RuntimeStatus.RUNNING, spec=spec, created_at=now(), updated_at=now()
+        id=new_id(),
+        name=name,
+        status=RuntimeStatus.CREATING,
+        desired_status=RuntimeStatus.RUNNING,
+        spec=spec,
+        created_at=now(),
+        updated_at=now(),
     )
 
 
 def make_checkpoint(name: str = "ck") -> Checkpoint:
     runtime = make_runtime()
     return Checkpoint(
-        id=new_id(), name=name, state=CheckpointState.READY, kind=CheckpointKind.FULL, spec=runtime.spec, source_id=runtime.id, source_name="one", created_at=now()
+        id=new_id(),
+        name=name,
+        state=CheckpointState.READY,
+        kind=CheckpointKind.FULL,
+        spec=runtime.spec,
+        source_id=runtime.id,
+        source_name="one",
+        created_at=now(),
     )
 
 
@@ -70,7 +83,10 @@ def test_bad_names(name: str) -> None:
     assert "what to do" in str(refused.value)
 
 
-@pytest.mark.parametrize("env", [{"1A": "x"}, {"A B": "x"}, {"RUNTA_X": "x"}, {"A": "x" * 8193}, {"A": "\0"}, {f"V{i}": "" for i in range(65)}])
+@pytest.mark.parametrize(
+    "env",
+    [{"1A": "x"}, {"A B": "x"}, {"RUNTA_X": "x"}, {"A": "x" * 8193}, {"A": "\0"}, {f"V{i}": "" for i in range(65)}],
+)
 def test_bad_environment(env: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument):
         check_env(env)
@@ -161,7 +177,11 @@ def test_config() -> None:
     assert json.loads(json.dumps(config)) == config
     linux = config["linux"]
     assert linux["uidMappings"] == linux["gidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 65536}]
-    assert linux["resources"] == {"memory": {"limit": 200 << 20}, "cpu": {"quota": 200000, "period": 100000}, "pids": {"limit": 4096}}
+    assert linux["resources"] == {
+        "memory": {"limit": 200 << 20},
+        "cpu": {"quota": 200000, "period": 100000},
+        "pids": {"limit": 4096},
+    }
     assert all("path" not in namespace for namespace in linux["namespaces"])
     refused = {name for rule in linux["seccomp"]["syscalls"] for name in rule["names"]}
     assert {"io_uring_setup", "io_uring_enter", "io_uring_register"} <= refused
@@ -171,7 +191,9 @@ def test_config() -> None:
 
 def test_criu_options() -> None:
     lines = compose_criu_options({"action-script": "/x/y"}).splitlines()
-    assert {"link-remap", "file-locks", "manage-cgroups ignore", "network-lock nftables", "action-script /x/y"} <= set(lines)
+    assert {"link-remap", "file-locks", "manage-cgroups ignore", "network-lock nftables", "action-script /x/y"} <= set(
+        lines
+    )
     assert any(line.startswith("ghost-limit ") for line in lines)
     assert "'/a b/upper'" in compose_post_dump(Path("/a b/upper"), Path("/out"))
 
@@ -199,9 +221,15 @@ NOISE = "(00.02) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("(00.1)    5: Error (criu/namespaces.c:460): Can't dump nested user namespace for 42", "namespaces of its own"),
+        (
+            "(00.1)    5: Error (criu/namespaces.c:460): Can't dump nested user namespace for 42",
+            "namespaces of its own",
+        ),
         ("(00.1) Error (criu/sk-unix.c:881): Can't dump half of stream unix connection. name: x", "Unix socket"),
-        ("(00.1) Error (criu/files-ext.c:98): Can't dump file 5 of that type [600] (unknown anon_inode:[io_uring])", "io_uring"),
+        (
+            "(00.1) Error (criu/files-ext.c:98): Can't dump file 5 of that type [600] (unknown anon_inode:[io_uring])",
+            "io_uring",
+        ),
         ("(00.1) Error (criu/files-reg.c:1031): Can't dump ghost file /x of 2000 size, increase limit", "deleted file"),
         ("(00.1) Error (criu/tty.c:1): ctty inheritance detected sid/pgrp 1", "controlling terminal"),
         ("(00.1) Error (criu/files-reg.c:2175): File x has bad size 5 (expect 6)", "differs"),
@@ -219,7 +247,12 @@ def test_noise_is_never_the_cause() -> None:
 
 
 def test_acls_and_capabilities_hold_plain_ids() -> None:
-    acl = struct.pack("<I", 2) + struct.pack("<HHI", 1, 7, 0xFFFFFFFF) + struct.pack("<HHI", 2, 5, 101000) + struct.pack("<HHI", 8, 4, 100005)
+    acl = (
+        struct.pack("<I", 2)
+        + struct.pack("<HHI", 1, 7, 0xFFFFFFFF)
+        + struct.pack("<HHI", 2, 5, 101000)
+        + struct.pack("<HHI", 8, 4, 100005)
+    )
     plain = shift_xattr("system.posix_acl_access", acl, 100000)
     assert struct.unpack_from("<HHI", plain, 4) == (1, 7, 0xFFFFFFFF)
     assert struct.unpack_from("<HHI", plain, 12) == (2, 5, 1000)
@@ -231,5 +264,8 @@ def test_acls_and_capabilities_hold_plain_ids() -> None:
 
 
 def test_which_xattrs_belong_to_a_layer() -> None:
-    assert all(is_kept(name) for name in ("user.x", "trusted.overlay.opaque", "trusted.overlay.redirect", "security.capability"))
+    assert all(
+        is_kept(name)
+        for name in ("user.x", "trusted.overlay.opaque", "trusted.overlay.redirect", "security.capability")
+    )
     assert not any(is_kept(f"trusted.overlay.{name}") for name in ("origin", "impure", "nlink", "upper", "uuid"))
