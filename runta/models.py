@@ -180,6 +180,15 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DumpedProcess:
+    """A process in a dump, by its pids inside."""
+
+    pid: int
+    parent: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """One checkpoint, as the store keeps it."""
 
@@ -204,6 +213,8 @@ class Checkpoint:
     """Pages in the dump."""
     pause_ms: float | None = None
     """How long the source stood still."""
+    processes: tuple[DumpedProcess, ...] = ()
+    """Who is in the dump, parents first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runta.engine.core import Core, log
-from runta.engine.limits import require_room
+from runta.engine.limits import require_room, translating
 from runta.engine.runtimes import ANSWER_AFTER
 from runta.engine.sandbox import Dumped
 from runta.errors import FailedPrecondition, ServiceError
@@ -73,7 +73,7 @@ class CheckpointMaker:
 
     async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:
         core = self._core
-        with stage(core.layout.staging) as staged:
+        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged:
             async with core.locks[runtime_id]:
                 runtime = core.find_runtime(runtime_id)
                 _require_kind(runtime, checkpoint.kind)
@@ -83,6 +83,7 @@ class CheckpointMaker:
                 state=CheckpointState.READY,
                 memory_bytes=dumped.memory_bytes if dumped else 0,
                 pause_ms=dumped.pause_ms if dumped else None,
+                processes=dumped.processes if dumped else (),
             )
             made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
         core.database.save_checkpoints([made])

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from runta.kernel.cgroups import find_cgroups
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
 from runta.kernel.network import NetworkHelper
 from runta.kernel.privileges import adopt_orphans, name_process, require_root
+from runta.kernel.process import ProcessId, identify, is_alive, wait_until
 from runta.kernel.rootfs import Rootfs
 from runta.kernel.runc import Runc
 from runta.layout import Layout
@@ -49,6 +51,8 @@ from runta.store.staging import stage
 
 _MODE_PASS = 0o711
 _MODE_PRIVATE = 0o700
+_MODE_LOCK = 0o600
+_LOCK_TIMEOUT = 60.0
 MINIMUM_CRIU = (4, 2)
 
 
@@ -193,7 +197,7 @@ async def build_engine(settings: Settings) -> LocalEngine:
     make_directories(layout)
     lock = acquire_lock(layout.lock)
     try:
-        engine = LocalEngine(_build_core(settings, layout), NetworkHelper(layout.network_socket), lock)
+        engine = LocalEngine(_build_core(settings, layout, lock), NetworkHelper(layout.network_socket), lock)
         await engine.start()
     except BaseException:
         with suppress(OSError):
@@ -202,7 +206,7 @@ async def build_engine(settings: Settings) -> LocalEngine:
     return engine
 
 
-def _build_core(settings: Settings, layout: Layout) -> Core:
+def _build_core(settings: Settings, layout: Layout, lock: int) -> Core:
     criu = require_criu(settings)
     inits, layers = Inits(layout), Layers(layout)
     database = Database(layout.database)
@@ -213,7 +217,7 @@ def _build_core(settings: Settings, layout: Layout) -> Core:
         layers=layers,
         inits=inits,
         cgroups=find_cgroups(),
-        runc=Runc(settings.runtime, layout.runc_root, path),
+        runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,)),
         python=str(Path(sys.executable).resolve()),
         hook=Path(hook.__file__),
     )
@@ -241,16 +245,41 @@ def make_directories(layout: Layout) -> None:
 
 
 def acquire_lock(path: Path) -> int:
-    """Own the state directory until the descriptor is closed. Raises AlreadyExists if another service does."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Own the state directory until the descriptor is closed.
+
+    The file names its owner. If that is gone, what it started may still hold the lock, and is waited for. Raises
+    AlreadyExists if another service owns the directory.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE_LOCK)
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while not _try_lock(fd):
+        if _owner_lives(fd) or not wait_until(deadline, 0.02):
+            os.close(fd)
+            raise AlreadyExists(
+                f"another service owns {path.parent}",
+                hint="use that one, or give this one a RUNTA_STATE_DIR of its own",
+            )
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()} {_own_start()}\n".encode(), 0)
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-        os.close(fd)
-        raise AlreadyExists(
-            f"another service owns {path.parent}", hint="use that one, or give this one a RUNTA_STATE_DIR of its own"
-        ) from err
-    return fd
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner_lives(fd: int) -> bool:
+    words = os.pread(fd, 64, 0).split()
+    return len(words) == 2 and is_alive(ProcessId(int(words[0]), int(words[1])))
+
+
+def _own_start() -> int:
+    own = identify(os.getpid())
+    return own.start if own else 0
 
 
 def require_criu(settings: Settings) -> Path:

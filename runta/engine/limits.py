@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from runta.errors import FailedPrecondition, InvalidArgument, NoSpace
+from runta.errors import FailedPrecondition, InternalError, InvalidArgument, NoSpace
 from runta.models import LIVE, PatchRuntime, Resources, Runtime
 
 _MIN_FREE = 64 << 20
 _MIB = 1 << 20
+_MAKE_ROOM = "remove runtimes or checkpoints, or move RUNTA_STATE_DIR to a larger disk"
 
 
 def check_resources(resources: Resources) -> Resources:
@@ -39,7 +43,7 @@ def require_room(path: Path, wanted: int = 0) -> None:
         raise NoSpace(
             f"there is no room in {path}",
             cause=f"{free // _MIB} MiB are free, about {(wanted + _MIN_FREE) // _MIB} MiB are needed",
-            hint="remove runtimes or checkpoints, or move RUNTA_STATE_DIR to a larger disk",
+            hint=_MAKE_ROOM,
         )
 
 
@@ -60,3 +64,18 @@ def patch_resources(runtime: Runtime, changes: PatchRuntime) -> Resources:
             disk_gib=changes.disk_gib or now_has.disk_gib,
         )
     )
+
+
+@contextlib.contextmanager
+def translating(what: str) -> Iterator[None]:
+    """What the disk refuses the block, in the API's words; a full one is told as such, whoever met it."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(f"there is no room for {what}", cause=str(err), hint=_MAKE_ROOM) from err
+        raise InternalError(f"{what} failed", cause=str(err)) from err
+    except InternalError as err:
+        if isinstance(err, NoSpace) or "No space left" not in f"{err.message} {err.cause}":
+            raise
+        raise NoSpace(f"there is no room for {what}", cause=err.cause, hint=_MAKE_ROOM) from err

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from runta.engine.box import Box
 from runta.engine.core import Core, log
-from runta.engine.limits import check_resources, patch_resources, require_room
+from runta.engine.limits import check_resources, patch_resources, require_room, translating
 from runta.engine.tasks import Tasks
 from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError, Unavailable
 from runta.kernel.process import ProcessId, boot_id, is_alive, wait_gone
@@ -153,21 +153,23 @@ class Runtimes:
         self._core.move(runtime, RuntimeStatus.ERROR, error_code=code, error_message=str(error)[:4096])
 
     async def _bring_up(self, runtime: Runtime, checkpoint: Checkpoint | None) -> Runtime:
+        sandboxes = self._core.sandboxes
+        with translating(f"runtime {runtime.name}"):
+            async with self._core.locks[runtime.id]:
+                process = await asyncio.to_thread(self._start_processes, runtime, checkpoint)
+                try:
+                    return await self._go_live(runtime, process)
+                except BaseException:
+                    await asyncio.to_thread(sandboxes.destroy, runtime.id)
+                    raise
+
+    def _start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None) -> ProcessId:
         core = self._core
-        async with core.locks[runtime.id]:
-            if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
-                dump = core.layout.checkpoint(checkpoint.id).dump
-                await asyncio.to_thread(core.checkpoints.verify, checkpoint.id)
-                process = await asyncio.to_thread(core.sandboxes.restore, runtime, dump)
-            else:
-                if checkpoint is not None:
-                    await asyncio.to_thread(core.checkpoints.verify, checkpoint.id)
-                process = await asyncio.to_thread(core.sandboxes.boot, runtime)
-            try:
-                return await self._go_live(runtime, process)
-            except BaseException:
-                await asyncio.to_thread(core.sandboxes.destroy, runtime.id)
-                raise
+        if checkpoint is not None:
+            core.checkpoints.verify(checkpoint.id)
+        if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
+            return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump)
+        return core.sandboxes.boot(runtime)
 
     async def _go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
         """From a running container to a runtime that accepts work."""

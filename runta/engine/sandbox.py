@@ -22,7 +22,7 @@ from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace
 from runta.kernel.process import ProcessId, identify, kill, wait_gone
 from runta.kernel.runc import Runc
 from runta.layout import Layout, RuntimeDir
-from runta.models import IdMap, Runtime
+from runta.models import DumpedProcess, IdMap, Runtime
 from runta.store.inits import Inits
 from runta.store.layers import Capture, Layers
 from runta.store.staging import remove_tree
@@ -43,6 +43,7 @@ class Dumped:
 
     pause_ms: float
     memory_bytes: int
+    processes: tuple[DumpedProcess, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -214,7 +215,11 @@ class Sandboxes:
             if not frozen:
                 self.cgroups.thaw(runtime.id)
         pause = (time.monotonic() - started) * 1000
-        return Dumped(pause_ms=round(pause, 1), memory_bytes=criu.read_memory_bytes(dump))
+        return Dumped(
+            pause_ms=round(pause, 1),
+            memory_bytes=criu.read_memory_bytes(dump),
+            processes=criu.read_processes(dump),
+        )
 
     def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runta.errors import KernelError
+from runta.models import DumpedProcess
 
 _O_ACCMODE = 3
 _MAP_SHARED = 0x01
@@ -150,21 +151,12 @@ def read_image(path: Path) -> list[Image]:
     return entries
 
 
-@dataclass(frozen=True, slots=True)
-class DumpedProcess:
-    """A process in a dump."""
-
-    pid: int
-    parent: int
-    command: str
-
-
-def read_processes(dump: Path) -> list[DumpedProcess]:
+def read_processes(dump: Path) -> tuple[DumpedProcess, ...]:
     """The process tree of a dump, parents first."""
-    return [
-        DumpedProcess(entry["pid"], entry["ppid"], str(_core(dump, entry["pid"])["tc"]["comm"]))
+    return tuple(
+        DumpedProcess(pid=entry["pid"], parent=entry["ppid"], command=str(_core(dump, entry["pid"])["tc"]["comm"]))
         for entry in read_image(dump / "pstree.img")
-    ]
+    )
 
 
 def _core(dump: Path, pid: int) -> Image:
@@ -240,15 +232,6 @@ def link_dump(dump: Path, target: Path, name: str) -> None:
             rewrite_hostname(path, target / path.name, name)
         else:
             (target / path.name).hardlink_to(path)
-
-
-def read_stats(work: Path, kind: str) -> Mapping[str, int]:
-    """CRIU's own figures of a `dump` or `restore`, in microseconds and pages; empty where it wrote none."""
-    path = work / f"stats-{kind}"
-    if not path.exists():
-        return {}
-    values = read_image(path)[0].get(kind, {})
-    return {name: int(value) for name, value in values.items()}
 
 
 def read_log(paths: Iterable[Path]) -> str:

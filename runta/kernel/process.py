@@ -48,10 +48,12 @@ def run(
     check: bool = True,
     stdin: str | None = None,
     silent: bool = False,
+    held: Sequence[int] = (),
 ) -> Finished:
     """Run a program to its end, with /dev/null for stdin unless text is given.
 
-    `silent` gives it /dev/null for stdout and stderr too: for a program that hands them on to a sandbox.
+    `silent` gives it /dev/null for stdout and stderr too: for a program that hands them on to a sandbox. It holds the
+    descriptors of `held` open as long as it runs.
     Raises KernelError if it can't be started, does not end in time, or (with `check`) ends with another code than 0.
     """
     words = tuple(str(word) for word in argv)
@@ -65,6 +67,7 @@ def run(
             stderr=sink,
             env=environment,
             cwd=cwd,
+            pass_fds=held,
         )
     except OSError as err:
         raise KernelError(

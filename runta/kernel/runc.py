@@ -24,6 +24,9 @@ class Runc:
     program: str
     root: Path
     path: str
+    held: tuple[int, ...] = ()
+    """Descriptors each call holds open: the lock of the state directory, so that a service which follows one that was
+    killed waits until its last call is through."""
 
     def run(self, runtime_id: str, *, bundle: Path, log: Path, pid_file: Path) -> int:
         """Make and start the container of a bundle; returns the host pid of its first process."""
@@ -57,7 +60,7 @@ class Runc:
         """Run one verb. Raises KernelError with runc's own reason."""
         start = log.stat().st_size if log.exists() else 0
         head = (self.program, "--root", self.root, "--log", log, "--log-format", "json")
-        done = run((*head, *words), timeout=timeout, path=self.path, check=False, silent=silent)
+        done = run((*head, *words), timeout=timeout, path=self.path, check=False, silent=silent, held=self.held)
         if done.returncode != 0:
             raise KernelError(f"runc {words[0]} failed", cause=_read_reason(log, start) or done.stderr.strip() or None)
 
