@@ -348,7 +348,7 @@ async def test_timeout(guest, _process):
 
 
 def test_timeout_kills_what_ignores_term(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runta.guest._KILL_AFTER", 0.2)
+    monkeypatch.setattr("runta.guest.stream._KILL_AFTER", 0.2)
 
     @with_init
     async def test(guest, _process):
