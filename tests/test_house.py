@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "recipes": {"errors", "models"},
     "kernel": FOUNDATION | {"kernel"},
     "store": FOUNDATION | {"kernel", "store"},
-    "guest": FOUNDATION,
+    "guest": FOUNDATION | {"guest"},
     "engine": FOUNDATION | {"kernel", "store", "guest", "engine"},
     "api": FOUNDATION | {"api", "engine.port"},
     "client": FOUNDATION | {"client"},
