@@ -65,7 +65,7 @@ def test_defaults(name: str, default: str) -> None:
 
 def test_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make ([a-z]+)", README)):
+    for target in set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no make {target}"
 
 

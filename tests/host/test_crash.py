@@ -119,7 +119,11 @@ def test_a_full_disk(small_house: House) -> None:
 )
 def test_no_criu_or_an_old_one(house: House, tmp_path: Path, script: str | None, said: str) -> None:
     """The service does not start, and says why."""
-    empty = {"RUNTA_LIB_DIR": str(tmp_path / "lib"), "RUNTA_STATE_DIR": str(tmp_path / "s"), "RUNTA_RUN_DIR": str(tmp_path / "r")}
+    empty = {
+        "RUNTA_LIB_DIR": str(tmp_path / "lib"),
+        "RUNTA_STATE_DIR": str(tmp_path / "s"),
+        "RUNTA_RUN_DIR": str(tmp_path / "r"),
+    }
     if script:
         program = tmp_path / "lib" / "criu" / "bin" / "criu"
         program.parent.mkdir(parents=True)
