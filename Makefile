@@ -47,7 +47,7 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 init: ## Build the guest init
-	@$(MAKE) --no-print-directory -s -C rootfs/init all
+	@$(MAKE) --no-print-directory -s -C rootfs/init all asan
 
 data: init
 	@mkdir -p runta/data/images
@@ -68,7 +68,7 @@ demo: setup ## Walk through checkpoint, restore and fork with real runtimes
 test: setup ## Run every test
 	@$(VENV)/bin/pytest
 
-lint: $(VENV)/.ready ## Check style and types
+lint: packages $(VENV)/.ready ## Check style and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy --strict

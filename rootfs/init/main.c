@@ -57,10 +57,12 @@ static void replace_stdio(void) {
         close(fd);
 }
 
-/* Whatever the caller ignored or blocked, tasks are to start with the defaults. */
+/* Whatever the caller ignored or blocked, tasks are to start with the defaults. The C library keeps a few signals for
+ * itself and refuses them to signal(3); the kernel's own structure, all zero, is the default on every architecture. */
 static void reset_signals(void) {
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
+    static const unsigned long defaults[8];
+    for (int number = 1; number <= 64; number++)
+        syscall(SYS_rt_sigaction, number, defaults, NULL, 8);
     signal(SIGPIPE, SIG_IGN);
 }
 

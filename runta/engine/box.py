@@ -80,6 +80,11 @@ class Box:
             self.let_go()
             raise
 
+    def stay_still(self) -> None:
+        """Keep the gates closed to a runtime that was found frozen."""
+        self._open.clear()
+        self.guest.assume_quiesced()
+
     def let_go(self) -> None:
         """Open the gates; attached streams go on where they were."""
         self.guest.open_gate()

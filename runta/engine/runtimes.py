@@ -206,8 +206,8 @@ class Runtimes:
             self._core.boxes[runtime.id] = box
             await self._tasks.adopt(box)
         else:
+            box.stay_still()
             self._core.boxes[runtime.id] = box
-            await box.guest.quiesce()
         box.watch(lambda: self._report_end(box))
 
     # ---- stop, start, pause, resume, delete

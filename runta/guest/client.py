@@ -131,6 +131,11 @@ class Guest:
             for stream in tuple(self.streams):
                 stream.unplug()
 
+    def assume_quiesced(self) -> None:
+        """Close the gate to an init that is frozen: it was quiesced before, and nothing may be asked of it now."""
+        self._gate.clear()
+        self._quiesced = True
+
     def open_gate(self) -> None:
         """Let requests go on and streams attach again."""
         self._quiesced = False

@@ -127,7 +127,7 @@ def is_alive(pid: int) -> bool:
     """A zombie that its new parent has not reaped yet is dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -112,6 +112,7 @@ class House:
             "runc": sorted({entry.name for entry in self.layout.runc_root.iterdir()} - known),
             "layers": [] if kept or known else [entry.name for entry in self.layout.layers.iterdir()],
             "cgroups": sorted((cgroups.left_over() - known) & self.seen),
+            "network namespaces": sorted(network_namespaces() - self.namespaces_before - namespaces_of(known)),
             "processes": [
                 line for line in guest_processes() if str(self.root) in line and not any(one in line for one in known)
             ],
@@ -119,6 +120,7 @@ class House:
         return {what: items for what, items in found.items() if items}
 
     seen: set[str] = field(default_factory=set)
+    namespaces_before: set[str] = field(default_factory=lambda: network_namespaces())
 
     def runtime_dirs(self) -> set[str]:
         names = {entry.name for entry in self.layout.runtimes.iterdir()} if self.layout.runtimes.exists() else set()
@@ -132,6 +134,26 @@ class House:
                 runtime.delete()
             for checkpoint in client.checkpoints.list():
                 client.checkpoints.delete(checkpoint.id)
+
+
+def network_namespaces() -> set[str]:
+    """Those that some process is in."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found.add(str((entry / "ns/net").readlink()))
+    return found
+
+
+def namespaces_of(runtime_ids: set[str]) -> set[str]:
+    """Network namespaces of these runtimes' guest inits."""
+    pids = [line.split()[0] for line in guest_processes() if any(one in line for one in runtime_ids)]
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(str(Path(f"/proc/{pid}/ns/net").readlink()))
+    return found
 
 
 def guest_processes() -> list[str]:

@@ -152,6 +152,20 @@ def test_the_service_may_die_and_come_back(house: House, box) -> None:
         wait_for(lambda: log.read_text().split() == [str(i) for i in range(1, 301)])
 
 
+def test_a_paused_runtime_outlives_the_service(house: House, box) -> None:
+    box.exec("echo kept > /tmp/kept")
+    box.pause()
+    house.stop()
+    house.start()
+    with house.connect() as client:
+        again = client.runtimes.get(box.name)
+        assert str(again.status()) == "paused"
+        twin = client.runtimes.create("twin", checkpoint_id=again.checkpoints.create(name="of-paused").id)
+        assert twin.exec("cat /tmp/kept").stdout_text == "kept\n"
+        again.resume()
+        assert again.exec("cat /tmp/kept").stdout_text == "kept\n"
+
+
 def test_a_killed_init_is_noticed(runta: Runta, house: House, box) -> None:
     import json
     import os
