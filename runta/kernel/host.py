@@ -13,6 +13,7 @@ from pathlib import Path
 from runta.errors import RuntaError
 from runta.kernel import probes
 from runta.kernel.cgroups import find_cgroups
+from runta.kernel.criu_rpc import ask_features
 from runta.kernel.installed import (
     MIN_CRIU,
     criu_version,
@@ -173,8 +174,7 @@ def _probe_random(settings: Settings) -> tuple[bool, str]:
 
 
 def _probe_dirty_tracking(settings: Settings) -> tuple[bool, str]:
-    done = run([find_criu(settings), "check", "--feature", "mem_dirty_track"], timeout=_QUICK, check=False)
-    ok = done.returncode == 0
+    ok = ask_features(find_criu(settings)).dirty_tracking
     return ok, "the kernel tells which memory changed" if ok else "the kernel lacks CONFIG_MEM_SOFT_DIRTY"
 
 
