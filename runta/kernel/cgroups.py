@@ -22,6 +22,7 @@ PARENT = "runta"
 
 _CPU_PERIOD_US = 100_000
 _FREEZE_TIMEOUT = 10.0
+_FREEZE_STEP = 0.0005
 _REMOVE_TIMEOUT = 5.0
 _MIB = 1 << 20
 
@@ -49,11 +50,15 @@ class Cgroups:
         Raises KernelError if that does not happen within 10 s; the runtime is thawed then.
         """
         try:
-            self._write_freezer(runtime_id, frozen=True)
             deadline = time.monotonic() + _FREEZE_TIMEOUT
+            self._write_freezer(runtime_id, frozen=True)
             while not self.is_frozen(runtime_id):
-                if not wait_until(deadline, 0.0005):
+                if not wait_until(deadline, _FREEZE_STEP):
                     raise KernelError("the runtime's processes could not be frozen within 10 s")
+                if not self.unified:
+                    # The v1 freezer looks at each process once: one that was just on its way into a sleep it may be
+                    # frozen in (a vfork, for one) is missed, and stays FREEZING until it is asked again.
+                    self._write_freezer(runtime_id, frozen=True)
         except BaseException:
             self.thaw(runtime_id)
             raise
