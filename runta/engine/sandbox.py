@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ _MODE_RESTORER = 0o710
 _KILL_TIMEOUT = 10.0
 _IN_FLIGHT_TRIES = 4
 _IN_FLIGHT_PAUSE = 0.05
+_PASSES = re.compile("in-flight|Timeout reached")
+"""Refusals that pass by themselves: a TCP connection being made, a process that could not be seized at that moment."""
 _NOT_OVERLAY = ("/dev/", "/proc/", "/sys/", "/run/runta/")
 
 
@@ -181,7 +184,7 @@ class Sandboxes:
             try:
                 return self._dump_once(runtime, staged, frozen=frozen)
             except CheckpointFailed as err:
-                if attempt == _IN_FLIGHT_TRIES or frozen or "in-flight" not in (err.cause or ""):
+                if attempt == _IN_FLIGHT_TRIES or frozen or not _PASSES.search(err.cause or ""):
                     raise
                 remove_tree(staged / "checkpoint")
                 remove_tree(staged / "layer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runta.kernel.cgroups import _waits_for_vfork as waits_for_vfork
 from runta.kernel.cgroups import find_cgroups
 
 SPAWNER = (
@@ -17,6 +18,7 @@ def test_a_runtime_whose_processes_come_and_go_can_be_frozen(bring_up) -> None:
         cgroups.freeze(box.id)
         try:
             assert cgroups.is_frozen(box.id)
+            assert not any(waits_for_vfork(pid) for pid in cgroups.processes(box.id)), "CRIU could not seize it"
         finally:
             cgroups.thaw(box.id)
     assert box.exec("echo alive").stdout_text == "alive\n"
