@@ -102,6 +102,16 @@ class Layout:
         return self.state_dir / "runta.db"
 
     @property
+    def events(self) -> Path:
+        """What happened, apart from the records: it may be lost without harm."""
+        return self.state_dir / "events.db"
+
+    @property
+    def secrets_key(self) -> Path:
+        """What the secrets' values are encrypted with, 0600."""
+        return self.state_dir / "secrets.key"
+
+    @property
     def token(self) -> Path:
         """Bearer token of the TCP listener, 0600."""
         return self.state_dir / "token"

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
-
-from runta.errors import FailedPrecondition, InvalidArgument
 
 DEFAULT_IMAGE = "debian"
 DEFAULT_PIDS_MAX = 4096
 EXIT_TIMEOUT = 124
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-ENV_NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class RuntimeStatus(StrEnum):
@@ -320,6 +315,52 @@ class Image:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A stored secret, without its value."""
+
+    id: str
+    name: str
+    cache_ttl_secs: int = 0
+    """How long who uses it may keep the value, seconds."""
+    preview: str
+    """The value, masked."""
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened on this host."""
+
+    id: str
+    kind: str
+    """`runtime.create`, `exec`, `checkpoint.create` …"""
+    runtime_id: str | None = None
+    runtime_name: str | None = None
+    caller: str | None = None
+    """Who asked; None: the service did it by itself."""
+    occurred_at_ms: int
+    """When it began, milliseconds since 1970."""
+    duration_ms: float
+    outcome: str = "ok"
+    """`ok`, else the error's code."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events a reader wants."""
+
+    runtime: str | None = None
+    """Id or name."""
+    kind: str | None = None
+    after: str | None = None
+    """The id of the last event read: go on behind it."""
+    oldest_first: bool = False
+    limit: int = 50
+
+
 def new_id() -> str:
     """A UUID v7 (RFC 9562): sorts by time of creation."""
     millis = time.time_ns() // 1_000_000
@@ -330,70 +371,3 @@ def new_id() -> str:
 def now() -> str:
     """This moment, RFC 3339 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def check_name(name: str, what: str) -> str:
-    """Return the name, or raise InvalidArgument where it has characters a shell or a path would stumble over."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise InvalidArgument(
-            f"{name!r} is not a name for a {what}",
-            cause="names have 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first",
-            hint="choose another name, for instance "
-            + (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:63] or "box-1"),
-        )
-    return name
-
-
-def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the variables, or raise InvalidArgument naming the one that breaks the API's rules."""
-    for name, value in env.items():
-        if not ENV_NAME_PATTERN.fullmatch(name):
-            raise InvalidArgument(
-                f"{name!r} is not an environment variable's name", hint="use letters, digits and underscores"
-            )
-        if name.startswith("RUNTA_"):
-            raise InvalidArgument(
-                f"the environment variable {name} is reserved", hint="names that begin with RUNTA_ are the service's"
-            )
-        if "\0" in value or len(value.encode()) > 8192:
-            raise InvalidArgument(f"the value of {name} is too long or holds a NUL byte", hint="8192 bytes at most")
-    if len(env) > 64 or sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > 65536:
-        raise InvalidArgument("too many environment variables", hint="64 variables and 65536 bytes at most")
-    return env
-
-
-def require_revision(runtime: Runtime, expected: int | None) -> None:
-    """Raise FailedPrecondition unless the runtime is still at the revision the caller has seen."""
-    if expected is not None and expected != runtime.revision:
-        raise FailedPrecondition(
-            f"runtime revision conflict: expected {expected}, current {runtime.revision}",
-            hint="read the runtime again and repeat the request with its revision",
-        )
-
-
-_REMEDIES: Mapping[RuntimeStatus, str] = {
-    RuntimeStatus.CREATING: "wait until it runs",
-    RuntimeStatus.PAUSED: "`runta resume {name}`",
-    RuntimeStatus.SUSPENDED: "`runta resume {name}`",
-    RuntimeStatus.SHUTDOWN: "`runta boot {name}`",
-    RuntimeStatus.CRASHED: "`runta boot {name}`",
-}
-
-
-def require_running(runtime: Runtime) -> None:
-    """Raise FailedPrecondition, saying what would make it run, unless the runtime accepts work."""
-    if runtime.status is not RuntimeStatus.RUNNING:
-        raise FailedPrecondition(
-            f"runtime {runtime.name} is not running",
-            cause=f"it is {runtime.status}",
-            hint=_REMEDIES.get(runtime.status, "`runta inspect {name}` tells more").format(name=runtime.name),
-        )
-
-
-def suggest(wanted: str, known: Iterable[str]) -> str | None:
-    """A hint naming what exists under a similar name, or None."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there is: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else None

@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from runta.errors import InternalError, InvalidArgument
-from runta.models import suggest
+from runta.rules import suggest
 
 BUILDERS = frozenset({"mmdebstrap", "busybox"})
 

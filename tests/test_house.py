@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "runta"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOUNDATION = {"errors", "models", "layout", "settings", "recipes"}
+FOUNDATION = {"errors", "models", "rules", "layout", "settings", "recipes"}
 MAY_IMPORT = {
     "errors": set(),
-    "models": {"errors"},
+    "models": set(),
+    "rules": {"errors", "models"},
     "layout": set(),
     "settings": {"errors"},
-    "recipes": {"errors", "models"},
+    "recipes": {"errors", "models", "rules"},
     "kernel": FOUNDATION | {"kernel"},
     "store": FOUNDATION | {"kernel", "store"},
     "guest": FOUNDATION | {"guest"},

@@ -18,7 +18,7 @@ from tests.bench.table import render
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-GROUPS = {"snapshot", "image"}
+GROUPS = {"snapshot", "image", "secret"}
 
 
 def commands() -> list[tuple[str, ...]]:

@@ -6,11 +6,12 @@ from typing import NoReturn
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
-from runta.api import checkpoints, exec, files, host, local, runtimes
+from runta.api import checkpoints, document, events, exec, files, host, local, runtimes, secrets
 from runta.api.cloud import build_cloud_router
 from runta.api.context import House
 from runta.api.envelopes import explain_http, explain_validation
@@ -20,17 +21,22 @@ from runta.engine.port import Engine
 
 def create_app(engine: Engine, *, token: str | None) -> FastAPI:
     """The public v2 API and our additions. With `token=None` nobody is asked for one: see `runta.api.serve`."""
-    app = FastAPI(title="runta", openapi_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, redirect_slashes=False, generate_unique_id_function=_name_operation)
     app.state.house = House(engine)
     app.add_middleware(Gate, token=token)
     app.add_exception_handler(HTTPException, _raise_http)
     app.add_exception_handler(RequestValidationError, _raise_validation)
     app.add_exception_handler(WebSocketRequestValidationError, _raise_validation)
-    for module in (host, runtimes, files, checkpoints, exec, local):
+    for module in (host, document, runtimes, files, checkpoints, secrets, events, exec, local):
         app.include_router(module.router)
     app.include_router(build_cloud_router())
     app.add_api_websocket_route("/{path:path}", _refuse_path)
     return app
+
+
+def _name_operation(route: APIRoute) -> str:
+    """`runtimes_pause_runtime`: what generated clients call it."""
+    return "_".join([*(str(tag) for tag in route.tags[:1]), route.name])
 
 
 async def _refuse_path(socket: WebSocket, path: str) -> NoReturn:

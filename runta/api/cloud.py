@@ -26,15 +26,13 @@ MISSING: Mapping[str, tuple[str, str]] = {
     "/v2/runtimes/{ref}/vnc-credentials": ("a VNC gateway", "publish a port of the runtime"),
     "/v2/images/builds": ("image builds from Dockerfiles", "import an archive: `runta image import`"),
     "/v2/images/{ref}": ("this way to single images", "use `runta image`, or /v2/local/images"),
-    "/v2/secrets": ("secrets", "pass environment variables: `runta run --env`"),
-    "/v2/events": ("events", "read the service's log"),
 }
 """Path prefix: what it would be, and what to do instead."""
 
 
 def build_cloud_router() -> APIRouter:
     """A router that answers all of MISSING, at the prefix and below it."""
-    router = APIRouter()
+    router = APIRouter(include_in_schema=False)
     for prefix, (what, instead) in MISSING.items():
         refuse = _make_refusal(what, instead)
         router.add_api_route(prefix, refuse, methods=list(METHODS))

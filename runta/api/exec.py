@@ -15,7 +15,8 @@ from runta.api.frames import Start, parse_start, render_started
 from runta.api.session import End, Session, refuse
 from runta.engine.port import Engine, TaskStream
 from runta.errors import ServiceError, Unavailable
-from runta.models import Runtime, RuntimeStatus, require_running
+from runta.models import Runtime, RuntimeStatus
+from runta.rules import require_running, wakes_on_request
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -88,5 +89,6 @@ async def _await_running(engine: Engine, ref: str) -> Runtime:
         if asyncio.get_running_loop().time() > deadline:
             raise Unavailable(f"runtime {runtime.name!r} is still being created", hint="try again")
         await asyncio.sleep(LOOK_SECONDS)
-    require_running(runtime)
+    if not wakes_on_request(runtime):
+        require_running(runtime)
     return runtime

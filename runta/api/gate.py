@@ -10,12 +10,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runta.api.envelopes import envelope, is_ours
+from runta.api.peers import name_caller
+from runta.engine.port import CALLER
 from runta.errors import InternalError, ServiceError, Unauthenticated
 from runta.models import new_id
 
 log = logging.getLogger(__name__)
 
-PUBLIC_PATH = "/healthz"
+PUBLIC_PATHS = frozenset({"/healthz"})
 _RESPONSE_STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 
 
@@ -38,8 +40,9 @@ class Gate:
             await send(message)
 
         try:
-            if self._token is not None and scope["path"] != PUBLIC_PATH:
+            if self._token is not None and scope["path"] not in PUBLIC_PATHS:
                 check_token(scope, self._token)
+            CALLER.set(name_caller(scope))
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             log.debug("the client left: %s", scope["path"])

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
+from runta.api.answers import Done, Listed, Single, answers, binary, empty, takes_bytes
 from runta.api.chunks import OCTETS, TAR, respond_in_chunks
 from runta.api.context import EngineOf
 from runta.api.files import PathOf
@@ -32,30 +33,35 @@ from runta.api.frames import parse_signal
 from runta.api.schemas import BuildBody, SignalBody
 from runta.api.session import Session
 from runta.api.views import Json, view_local
+from runta.models import Checkpoint, Image, Runtime, TaskInfo
 
-router = APIRouter(prefix="/v2/local")
+router = APIRouter(prefix="/v2/local", tags=["local"])
 
 Offset = Annotated[int | None, Query(ge=0)]
 Mode = Annotated[str, Query(pattern="^0?[0-7]{3,4}$")]
 
 
-@router.get("/runtimes/{ref}")
+@router.get("/runtimes/{ref}", responses=answers(200, Single[Runtime]))
 async def inspect_runtime(engine: EngineOf, ref: str) -> Json:
+    """All that is known of a runtime, by id or name."""
     return {"data": view_local(await engine.get_runtime(ref))}
 
 
-@router.get("/checkpoints/{ref}")
+@router.get("/checkpoints/{ref}", responses=answers(200, Single[Checkpoint]))
 async def inspect_checkpoint(engine: EngineOf, ref: str) -> Json:
+    """All that is known of a checkpoint, by id or name."""
     return {"data": view_local(await engine.get_checkpoint(ref))}
 
 
-@router.get("/runtimes/{ref}/tasks")
+@router.get("/runtimes/{ref}/tasks", responses=answers(200, Listed[TaskInfo]))
 async def list_tasks(engine: EngineOf, ref: str) -> Json:
+    """The runtime's tasks, running and ended."""
     return {"data": [view_local(task) for task in await engine.list_tasks(ref)]}
 
 
-@router.post("/runtimes/{ref}/tasks/{task_id}/signal")
+@router.post("/runtimes/{ref}/tasks/{task_id}/signal", responses=answers(200, Done))
 async def signal_task(engine: EngineOf, ref: str, task_id: int, body: SignalBody) -> Json:
+    """A signal to the task's process group."""
     await engine.signal_task(ref, task_id, parse_signal(body.signal))
     return {"data": {}}
 
@@ -80,49 +86,52 @@ async def attach_task(
         await stream.aclose()
 
 
-@router.get("/runtimes/{ref}/content")
+@router.get("/runtimes/{ref}/content", responses=binary(200, OCTETS), response_class=Response)
 async def read_content(engine: EngineOf, ref: str, path: PathOf) -> Response:
     """A file of any size."""
     return await respond_in_chunks(await engine.read_file(ref, path), OCTETS)
 
 
-@router.put("/runtimes/{ref}/content")
+@router.put("/runtimes/{ref}/content", status_code=204, responses=empty(204), openapi_extra=takes_bytes(OCTETS))
 async def write_content(engine: EngineOf, ref: str, path: PathOf, request: Request, mode: Mode = "644") -> Response:
     """A file of any size; `mode` is for a file that is new."""
     await engine.write_file(ref, path, request.stream(), mode=int(mode, 8))
     return Response(status_code=204)
 
 
-@router.get("/runtimes/{ref}/archive")
+@router.get("/runtimes/{ref}/archive", responses=binary(200, TAR), response_class=Response)
 async def read_archive(engine: EngineOf, ref: str, path: PathOf) -> Response:
     """A file or directory as a tar stream, named by the last component of the path."""
     return await respond_in_chunks(await engine.read_archive(ref, path), TAR)
 
 
-@router.put("/runtimes/{ref}/archive")
+@router.put("/runtimes/{ref}/archive", status_code=204, responses=empty(204), openapi_extra=takes_bytes(TAR))
 async def write_archive(engine: EngineOf, ref: str, path: PathOf, request: Request) -> Response:
     """Unpack a tar stream into the directory `path`."""
     await engine.write_archive(ref, path, request.stream())
     return Response(status_code=204)
 
 
-@router.get("/images")
+@router.get("/images", responses=answers(200, Listed[Image]))
 async def list_images(engine: EngineOf) -> Json:
+    """All that is known of the base images."""
     return {"data": [view_local(image) for image in await engine.list_images()]}
 
 
-@router.post("/images/build", status_code=201)
+@router.post("/images/build", status_code=201, responses=answers(201, Single[Image]))
 async def build_image(engine: EngineOf, body: BuildBody) -> Json:
     """Make an image from the recipe of this name; answers when it is there, which can take minutes."""
     return {"data": view_local(await engine.build_image(body.name))}
 
 
-@router.post("/images/import", status_code=201)
+@router.post("/images/import", status_code=201, responses=answers(201, Single[Image]), openapi_extra=takes_bytes(TAR))
 async def import_image(engine: EngineOf, name: Annotated[str, Query(min_length=1)], request: Request) -> Json:
+    """Make an image of a root file system tar, or of an OCI or docker archive."""
     return {"data": view_local(await engine.import_image(name, request.stream()))}
 
 
-@router.delete("/images/{ref}")
+@router.delete("/images/{ref}", responses=answers(200, Done))
 async def delete_image(engine: EngineOf, ref: str) -> Json:
+    """By id or name. One that something stands on is refused."""
     await engine.delete_image(ref)
     return {"data": {}}

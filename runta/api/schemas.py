@@ -19,10 +19,11 @@ from runta.models import (
     IngressSpec,
     PatchRuntime,
     Resources,
-    check_env,
 )
+from runta.rules import MAX_SECRET_BYTES, check_env
 
 MAX_INGRESS = 16
+MAX_CACHE_SECS = 3600
 MAX_HOSTS = 128
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
@@ -214,6 +215,19 @@ class CheckpointBody(Body):
 
     def to_kind(self) -> CheckpointKind:
         return CheckpointKind.COLD if self.kind == "cold" else CheckpointKind.FULL
+
+
+class SecretBody(Body):
+    """PUT /v2/secrets/{id or name}."""
+
+    value: str = Field(min_length=1, max_length=MAX_SECRET_BYTES)
+    cache_ttl_secs: int = Field(default=0, ge=0, le=MAX_CACHE_SECS)
+
+
+class NewSecretBody(SecretBody):
+    """POST /v2/secrets."""
+
+    name: str = Field(min_length=1, max_length=128)
 
 
 class SignalBody(Body):

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from runta.api.app import create_app
+from runta.api.peers import HttpDoor, WebSocketDoor
 from runta.api.sockets import ensure_token, open_tcp_socket, open_unix_socket
 from runta.engine.port import Engine
 from runta.layout import Layout
@@ -128,7 +129,8 @@ def _configure(app: FastAPI) -> uvicorn.Config:
     """Low latency, no log line a request. A peer is lost when its socket says so, not when a pong is late."""
     return uvicorn.Config(
         app,
-        ws="websockets-sansio",
+        http=HttpDoor,
+        ws=WebSocketDoor,
         ws_max_size=MAX_MESSAGE,
         ws_ping_interval=20.0,
         ws_ping_timeout=None,

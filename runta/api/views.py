@@ -11,10 +11,12 @@ from runta.models import (
     DEFAULT_IMAGE,
     Checkpoint,
     EgressPolicy,
+    Event,
     IdlePolicy,
     Image,
     Resources,
     Runtime,
+    Secret,
     TaskInfo,
 )
 
@@ -127,6 +129,35 @@ def view_image(image: Image) -> Json:
         "is_custom": image.name != DEFAULT_IMAGE,
         "exposed_ports": [],
         "created_at": image.created_at,
+    }
+
+
+def view_secret(secret: Secret) -> Json:
+    """The public Secret object (section 3.5)."""
+    return {
+        "id": secret.id,
+        "display_name": secret.name,
+        "cache_ttl_secs": secret.cache_ttl_secs,
+        "value_preview": secret.preview,
+        "created_at": secret.created_at,
+        "updated_at": secret.updated_at,
+    }
+
+
+def view_event(event: Event) -> Json:
+    """The public Event object (section 4.4); what is ours is in its payload."""
+    return {
+        "id": event.id,
+        "runtime_id": event.runtime_id,
+        "kind": event.kind,
+        "payload": {
+            "runtime_name": event.runtime_name,
+            "caller": event.caller,
+            "duration_ms": event.duration_ms,
+            "outcome": event.outcome,
+            **event.details,
+        },
+        "occurred_at_unix_millis": event.occurred_at_ms,
     }
 
 

@@ -33,6 +33,8 @@ _COMMANDS = {
     "snapshot": "runta.cli.snapshot:app",
     "checkpoint": "runta.cli.snapshot:app",
     "image": "runta.cli.image:app",
+    "secret": "runta.cli.secret:app",
+    "events": "runta.cli.events:events",
     "doctor": "runta.cli.host:doctor",
     "env": "runta.cli.host:env",
     "serve": "runta.cli.serve:serve",

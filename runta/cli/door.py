@@ -41,6 +41,10 @@ class Door:
         if text:
             print(text)
 
+    def show_line(self, value: Any, words: str) -> None:
+        """One of many, at once: a line of JSON, or of words."""
+        print(json.dumps(value, default=str) if self.json else words, flush=True)
+
 
 def door_of(ctx: typer.Context) -> Door:
     """The door of this run."""

@@ -127,7 +127,7 @@ class AsyncEgressManager:
 
 
 class AsyncSecretManager:
-    """Secrets by id or name. A local service has none: it answers 501."""
+    """Secrets by id or name. They are encrypted at rest, and no call returns a value."""
 
     def __init__(self, client: AsyncRunta) -> None:
         self._client = client

@@ -19,7 +19,8 @@ from runta.client.steps import BUSY, MAX_DELAY, Reply, TransportError
 from runta.client.types import CommandResult
 from runta.client.wire import Frame, output_of, stdin_frame
 from runta.errors import ApiError, ExecutionError
-from runta.models import ENV_NAME_PATTERN, EXIT_TIMEOUT
+from runta.models import EXIT_TIMEOUT
+from runta.rules import ENV_NAME_PATTERN
 
 MAX_OUTPUT = 4 << 20
 """Bytes kept of each stream, unless told otherwise."""

@@ -125,7 +125,7 @@ class EgressManager:
 
 
 class SecretManager:
-    """Secrets by id or name. A local service has none: it answers 501."""
+    """Secrets by id or name. They are encrypted at rest, and no call returns a value."""
 
     def __init__(self, client: Runta) -> None:
         self._client = client

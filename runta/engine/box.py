@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from runta.guest import Guest
@@ -21,6 +22,10 @@ class Box:
         self.guest = Guest(socket)
         self.drains: dict[int, asyncio.Task[None]] = {}
         """Detached task → what carries its output to disk."""
+        self.idle_after: float | None = None
+        """Seconds without use after which it is suspended; None: never."""
+        self._uses = 0
+        self._last_use = time.monotonic()
         self._pidfd: int | None = None
         self._writers = 0
         self._open = asyncio.Event()
@@ -57,10 +62,31 @@ class Box:
         self.drains.clear()
         await self.guest.aclose()
 
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """The block works with the runtime, which is not idle meanwhile."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """The idle time begins anew."""
+        self._last_use = time.monotonic()
+
+    def is_idle(self) -> bool:
+        """Whether nobody used it for as long as its policy says."""
+        if self.idle_after is None or self._uses:
+            return False
+        return time.monotonic() - self._last_use >= self.idle_after
+
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
         """The block writes into the runtime's files; it waits while they are being captured."""
-        await self._open.wait()
+        while not self._open.is_set():
+            await self._open.wait()
         self._writers += 1
         self._idle.clear()
         try:

@@ -7,21 +7,12 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from runta.engine.core import Core, log
+from runta.engine.core import Audience, Core, log
 from runta.engine.limits import require_room, translating
-from runta.engine.runtimes import ANSWER_AFTER
 from runta.engine.sandbox import Dumped
 from runta.errors import FailedPrecondition, ServiceError
-from runta.models import (
-    Checkpoint,
-    CheckpointKind,
-    CheckpointState,
-    Runtime,
-    RuntimeStatus,
-    check_name,
-    new_id,
-    now,
-)
+from runta.models import LIVE, Checkpoint, CheckpointKind, CheckpointState, Runtime, RuntimeStatus, new_id, now
+from runta.rules import check_name
 from runta.store.staging import stage
 
 
@@ -42,29 +33,26 @@ class CheckpointMaker:
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(runtime.id))
         checkpoint = _compose(runtime, name, kind)
         core.database.add_checkpoint(checkpoint)
-        heard = True
+        return await core.answer(
+            lambda audience: self._settle(runtime, checkpoint, audience),
+            name=f"checkpoint {checkpoint.name}",
+            meanwhile=lambda: core.find_checkpoint(checkpoint.id),
+        )
 
-        async def settle() -> Checkpoint:
+    async def _settle(self, runtime: Runtime, checkpoint: Checkpoint, audience: Audience) -> Checkpoint:
+        core = self._core
+        details = {"checkpoint": checkpoint.name, "checkpoint_id": checkpoint.id, "kind": checkpoint.kind}
+        with core.journal.recording("checkpoint.create", runtime, **details) as note:
             try:
-                return await self._make(runtime.id, checkpoint)
+                made = await self._make(runtime.id, checkpoint)
+                note.details.update(pause_ms=made.pause_ms, size_bytes=made.size_bytes)
+                return made
             except BaseException as error:
-                if heard:
+                if audience.present:
                     core.database.remove_checkpoint(checkpoint.id)
                 else:
                     self._record_failure(checkpoint, error)
                 raise
-
-        job = core.spawn(settle(), name=f"checkpoint {checkpoint.name}")
-        try:
-            done, _ = await asyncio.wait({job}, timeout=ANSWER_AFTER)
-        except asyncio.CancelledError:
-            heard = False
-            raise
-        if done:
-            made: Checkpoint = job.result()
-            return made
-        heard = False
-        return core.find_checkpoint(checkpoint.id)
 
     def _record_failure(self, checkpoint: Checkpoint, error: BaseException) -> None:
         code = error.code if isinstance(error, ServiceError) else "internal"
@@ -77,7 +65,8 @@ class CheckpointMaker:
             async with core.locks[runtime_id]:
                 runtime = core.find_runtime(runtime_id)
                 _require_kind(runtime, checkpoint.kind)
-                dumped = await self._capture(runtime, checkpoint.kind, staged)
+                async with core.turns:
+                    dumped = await self._capture(runtime, checkpoint.kind, staged)
             made = replace(
                 checkpoint,
                 state=CheckpointState.READY,
@@ -95,7 +84,7 @@ class CheckpointMaker:
         if kind is CheckpointKind.COLD:
             await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged)
             return None
-        if runtime.status is RuntimeStatus.PAUSED:
+        if runtime.status is not RuntimeStatus.RUNNING:
             return await asyncio.to_thread(core.sandboxes.dump, runtime, staged, frozen=True)
         box = core.box(runtime)
         await box.hold_still()
@@ -110,14 +99,15 @@ class CheckpointMaker:
         checkpoint = core.find_checkpoint(ref)
         if checkpoint.state is CheckpointState.CREATING:
             raise FailedPrecondition(f"checkpoint {checkpoint.name} is being made", hint="wait until it is ready")
-        await asyncio.to_thread(core.checkpoints.remove, checkpoint.id)
-        core.database.remove_checkpoint(checkpoint.id)
-        await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+        with core.journal.recording("checkpoint.delete", checkpoint, checkpoint=checkpoint.name):
+            await asyncio.to_thread(core.checkpoints.remove, checkpoint.id)
+            core.database.remove_checkpoint(checkpoint.id)
+            await asyncio.to_thread(core.layers.sweep, core.needed_layers())
         log.info("checkpoint %s (%s): removed", checkpoint.name, checkpoint.id)
 
 
 def _require_kind(runtime: Runtime, kind: CheckpointKind) -> None:
-    if kind is CheckpointKind.FULL and runtime.status not in (RuntimeStatus.RUNNING, RuntimeStatus.PAUSED):
+    if kind is CheckpointKind.FULL and runtime.status not in LIVE:
         raise FailedPrecondition(
             f"runtime {runtime.name} has no processes to capture",
             cause=f"it is {runtime.status}",

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from runta.engine.box import Box
+from runta.engine.journal import Journal
 from runta.engine.sandbox import Sandboxes
 from runta.errors import FailedPrecondition, NotFound, Unavailable
 from runta.layout import Layout
-from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now, require_running, suggest
+from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now
+from runta.rules import require_running, suggest
 from runta.store.checkpoints import Checkpoints, HostFacts
 from runta.store.database import Database
 from runta.store.images import Images
 from runta.store.inits import Inits
 from runta.store.layers import Layers
+from runta.store.secrets import Secrets
 
 log = logging.getLogger("runta.engine")
+T = TypeVar("T")
+
+ANSWER_AFTER = 20.0
+"""Seconds after which a request is answered with the state of that moment: clients wait 30 s."""
+_AT_ONCE = 2
+"""Containers that one CPU brings up or dumps at a time; the others wait their turn."""
+
+
+@dataclass(slots=True)
+class Audience:
+    """Whether anybody still waits for the result of some work."""
+
+    present: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +51,8 @@ class Core:
     layers: Layers
     inits: Inits
     checkpoints: Checkpoints
+    secrets: Secrets
+    journal: Journal
     facts: HostFacts
     ids: IdMap
     init_digest: str
@@ -41,6 +60,9 @@ class Core:
     locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """One a runtime: whoever changes its state holds it."""
     jobs: set[asyncio.Task[Any]] = field(default_factory=set)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE * (os.cpu_count() or 1)))
+    """Whoever starts, dumps or restores a container takes one."""
+    answer_after: float = ANSWER_AFTER
 
     def find_runtime(self, ref: str) -> Runtime:
         """By id or name. Raises NotFound."""
@@ -86,6 +108,26 @@ class Core:
         if changed.status is not runtime.status:
             log.info("runtime %s (%s): %s -> %s", changed.name, changed.id, runtime.status, changed.status)
         return changed
+
+    async def answer(
+        self, work: Callable[[Audience], Coroutine[Any, Any, T]], *, name: str, meanwhile: Callable[[], T]
+    ) -> T:
+        """What `work` returns or raises. Where it takes long it goes on, and the answer is `meanwhile`'s.
+
+        The work can see whether its audience has left: then nobody will hear of a failure but through the record.
+        """
+        audience = Audience()
+        job = self.spawn(work(audience), name=name)
+        try:
+            done, _ = await asyncio.wait({job}, timeout=self.answer_after)
+        except asyncio.CancelledError:
+            audience.present = False
+            raise
+        if done:
+            result: T = job.result()
+            return result
+        audience.present = False
+        return meanwhile()
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run work that outlives the request; the engine waits for it when it closes."""

@@ -10,17 +10,20 @@ import platform
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from runta.engine.checkpoints import CheckpointMaker
 from runta.engine.core import Core
 from runta.engine.files import Files
+from runta.engine.idle import Idle
+from runta.engine.journal import Journal, shorten
 from runta.engine.recovery import recover
 from runta.engine.runtimes import Runtimes
 from runta.engine.sandbox import Sandboxes
 from runta.engine.tasks import Attachment, Tasks
-from runta.errors import AlreadyExists, FailedPrecondition
+from runta.errors import AlreadyExists, FailedPrecondition, NotFound
 from runta.kernel import hook
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
@@ -34,47 +37,59 @@ from runta.models import (
     Checkpoint,
     CheckpointKind,
     CreateRuntime,
+    Event,
+    EventFilter,
     IdMap,
     Image,
     PatchRuntime,
     Runtime,
+    Secret,
     TaskInfo,
     TaskSpec,
 )
 from runta.settings import Settings, tool_path
 from runta.store.checkpoints import Checkpoints, HostFacts
 from runta.store.database import Database
+from runta.store.events import EventLog
 from runta.store.images import Images
 from runta.store.inits import Inits
 from runta.store.layers import Layers
+from runta.store.secrets import Secrets
 from runta.store.staging import stage
 
 _MODE_PASS = 0o711
 _MODE_PRIVATE = 0o700
 _MODE_LOCK = 0o600
 _LOCK_TIMEOUT = 60.0
+_THREADS = 64
+"""Most of them wait for the kernel: for a disk, a pipe, the end of a process."""
 MINIMUM_CRIU = (4, 2)
 
 
 class LocalEngine:
     """This host's engine: `runta.engine.port.Engine` on runc and CRIU. Its life is `start` to `close`."""
 
-    def __init__(self, core: Core, network: NetworkHelper, lock: int) -> None:
+    def __init__(self, core: Core, events: EventLog, network: NetworkHelper, lock: int) -> None:
         self._core = core
+        self._events = events
         self._network = network
         self._lock = lock
-        self._tasks = Tasks(core)
+        self._idle = Idle(core)
+        self._tasks = Tasks(core, self._idle)
         self._runtimes = Runtimes(core, self._tasks)
         self._checkpoints = CheckpointMaker(core)
-        self._files = Files(core)
+        self._files = Files(core, self._idle)
 
     async def start(self) -> None:
         """Bring records and host together. Raises KernelError if the network helper can't start."""
         self._network.start()
-        await recover(self._core, self._runtimes)
+        with self._core.journal.recording("service.start"):
+            await recover(self._core, self._runtimes)
+        self._idle.start()
 
     async def close(self) -> None:
         """Let go of everything; runtimes and their tasks go on."""
+        await self._idle.stop()
         for job in list(self._core.jobs):
             if job.get_name().startswith("expiry"):
                 job.cancel()
@@ -85,6 +100,7 @@ class LocalEngine:
         self._network.close()
         self._core.sandboxes.close()
         self._core.database.close()
+        self._events.close()
         os.close(self._lock)
 
     async def create_runtime(self, request: CreateRuntime, *, idempotency_key: str | None = None) -> Runtime:
@@ -96,8 +112,8 @@ class LocalEngine:
     async def get_runtime(self, ref: str) -> Runtime:
         return self._core.find_runtime(ref)
 
-    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> None:
-        await self._runtimes.delete(ref, expected_revision=expected_revision)
+    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
+        return await self._runtimes.delete(ref, expected_revision=expected_revision)
 
     async def start_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
         return await self._runtimes.start(ref, expected_revision=expected_revision)
@@ -152,6 +168,29 @@ class LocalEngine:
     async def delete_checkpoint(self, ref: str) -> None:
         await self._checkpoints.delete(ref)
 
+    async def put_secret(self, ref: str, value: str, *, cache_ttl_secs: int) -> Secret:
+        with self._core.journal.recording("secret.set", secret=shorten(ref)):
+            return await asyncio.to_thread(self._core.secrets.put, ref, value, cache_ttl_secs)
+
+    async def list_secrets(self) -> Sequence[Secret]:
+        return self._core.secrets.list()
+
+    async def get_secret(self, ref: str) -> Secret:
+        return self._core.secrets.get(ref)
+
+    async def delete_secret(self, ref: str) -> None:
+        with self._core.journal.recording("secret.delete", secret=shorten(ref)):
+            self._core.secrets.remove(ref)
+
+    async def list_events(self, wanted: EventFilter) -> Sequence[Event]:
+        return await asyncio.to_thread(self._events.select, wanted)
+
+    async def get_event(self, event_id: str) -> Event:
+        found = await asyncio.to_thread(self._events.find, event_id)
+        if found is None:
+            raise NotFound(f"there is no event {event_id!r}", hint="old events are dropped; `runta events` lists them")
+        return found
+
     async def list_images(self) -> Sequence[Image]:
         return await asyncio.to_thread(self._core.images.list)
 
@@ -197,7 +236,11 @@ async def build_engine(settings: Settings) -> LocalEngine:
     make_directories(layout)
     lock = acquire_lock(layout.lock)
     try:
-        engine = LocalEngine(_build_core(settings, layout, lock), NetworkHelper(layout.network_socket), lock)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="runta"))
+        events = EventLog(layout.events)
+        events.open()
+        core = _build_core(settings, layout, lock, Journal(events))
+        engine = LocalEngine(core, events, NetworkHelper(layout.network_socket), lock)
         await engine.start()
     except BaseException:
         with suppress(OSError):
@@ -206,7 +249,7 @@ async def build_engine(settings: Settings) -> LocalEngine:
     return engine
 
 
-def _build_core(settings: Settings, layout: Layout, lock: int) -> Core:
+def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal) -> Core:
     criu = require_criu(settings)
     inits, layers = Inits(layout), Layers(layout)
     database = Database(layout.database)
@@ -229,6 +272,8 @@ def _build_core(settings: Settings, layout: Layout, lock: int) -> Core:
         layers=layers,
         inits=inits,
         checkpoints=Checkpoints(layout),
+        secrets=Secrets(database, layout.secrets_key),
+        journal=journal,
         facts=collect_facts(settings, criu),
         ids=require_ids(),
         init_digest=inits.install(find_init_binary()),

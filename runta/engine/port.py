@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Protocol
 
 from runta.models import (
     Checkpoint,
     CheckpointKind,
     CreateRuntime,
+    Event,
+    EventFilter,
     Exit,
     Image,
     Output,
     PatchRuntime,
     Runtime,
+    Secret,
     TaskInfo,
     TaskSpec,
 )
+
+CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
+"""Who asks, as the door knows it; None: the service itself. Work that a request begins inherits it."""
 
 
 class TaskStream(Protocol):
@@ -62,7 +69,9 @@ class Engine(Protocol):
 
     async def get_runtime(self, ref: str) -> Runtime: ...
 
-    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> None: ...
+    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
+        """None: it is gone; else it is on its way out, and what it still is."""
+        ...
 
     async def start_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime: ...
 
@@ -122,6 +131,20 @@ class Engine(Protocol):
     async def get_checkpoint(self, ref: str) -> Checkpoint: ...
 
     async def delete_checkpoint(self, ref: str) -> None: ...
+
+    async def put_secret(self, ref: str, value: str, *, cache_ttl_secs: int) -> Secret:
+        """Store a secret, or replace the value of the one with this id or name."""
+        ...
+
+    async def list_secrets(self) -> Sequence[Secret]: ...
+
+    async def get_secret(self, ref: str) -> Secret: ...
+
+    async def delete_secret(self, ref: str) -> None: ...
+
+    async def list_events(self, wanted: EventFilter) -> Sequence[Event]: ...
+
+    async def get_event(self, event_id: str) -> Event: ...
 
     async def list_images(self) -> Sequence[Image]: ...
 

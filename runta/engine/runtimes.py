@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from runta.engine.box import Box
-from runta.engine.core import Core, log
+from runta.engine.core import Audience, Core, log
 from runta.engine.limits import check_resources, patch_resources, require_room, translating
+from runta.engine.stillness import freeze, thaw
 from runta.engine.tasks import Tasks
-from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError, Unavailable
+from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError
 from runta.kernel.process import ProcessId, boot_id, is_alive, wait_gone
 from runta.models import (
     LIVE,
@@ -25,15 +26,11 @@ from runta.models import (
     Runtime,
     RuntimeSpec,
     RuntimeStatus,
-    check_env,
-    check_name,
     new_id,
     now,
-    require_revision,
 )
+from runta.rules import check_env, check_name, require_revision
 
-ANSWER_AFTER = 20.0
-"""Seconds after which a request is answered with the state of that moment: clients wait 30 s."""
 STOP_GRACE = 10.0
 
 
@@ -60,12 +57,17 @@ class Runtimes:
             if idempotency_key and (known := core.database.find_by_key(idempotency_key)):
                 return await self._await_creation(known)
             raise
-        return await self._answer(runtime, lambda: self._bring_up(runtime, checkpoint))
+        kind = "runtime.restore" if checkpoint else "runtime.create"
+        return await core.answer(
+            lambda audience: self._settle(runtime, checkpoint, audience, kind),
+            name=f"create {runtime.name}",
+            meanwhile=lambda: core.find_runtime(runtime.id),
+        )
 
     async def _await_creation(self, runtime: Runtime) -> Runtime:
         """What the first request with the same key made, once that one is through."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_AFTER), self._core.locks[runtime.id]:
+            async with asyncio.timeout(self._core.answer_after), self._core.locks[runtime.id]:
                 pass
         return self._core.find_runtime(runtime.id)
 
@@ -119,34 +121,21 @@ class Runtimes:
         resources = check_resources(request.resources) if request.resources else checkpoint.spec.resources
         return replace(checkpoint.spec, resources=resources, env={**checkpoint.spec.env, **env})
 
-    async def _answer(self, runtime: Runtime, work: Callable[[], Awaitable[Runtime]]) -> Runtime:
-        """Do the work of a creation; if it takes long, answer with the present state and let it go on.
-
-        A failure that a caller hears leaves no record; one that nobody hears becomes the runtime's state.
-        """
-        heard = True
-
-        async def settle() -> Runtime:
+    async def _settle(self, runtime: Runtime, checkpoint: Checkpoint | None, audience: Audience, kind: str) -> Runtime:
+        """A creation to its end. A failure that the caller hears leaves no record; another becomes the state."""
+        core = self._core
+        details = {"image": runtime.spec.image_name} if checkpoint is None else {"checkpoint": checkpoint.name}
+        with core.journal.recording(kind, runtime, **details):
             try:
-                return await work()
+                return await self._bring_up(runtime, checkpoint)
             except BaseException as error:
-                if heard:
-                    self._core.database.remove_runtime(runtime.id)
+                if audience.present:
+                    core.database.remove_runtime(runtime.id)
+                    core.locks.pop(runtime.id, None)
+                    await asyncio.to_thread(core.layers.sweep, core.needed_layers())
                 else:
                     self._record_failure(runtime, error)
                 raise
-
-        job = self._core.spawn(settle(), name=f"create {runtime.name}")
-        try:
-            done, _ = await asyncio.wait({job}, timeout=ANSWER_AFTER)
-        except asyncio.CancelledError:
-            heard = False
-            raise
-        if done:
-            created: Runtime = job.result()
-            return created
-        heard = False
-        return self._core.find_runtime(runtime.id)
 
     def _record_failure(self, runtime: Runtime, error: BaseException) -> None:
         code = error.code if isinstance(error, ServiceError) else "internal"
@@ -156,7 +145,8 @@ class Runtimes:
         sandboxes = self._core.sandboxes
         with translating(f"runtime {runtime.name}"):
             async with self._core.locks[runtime.id]:
-                process = await asyncio.to_thread(self._start_processes, runtime, checkpoint)
+                async with self._core.turns:
+                    process = await asyncio.to_thread(self._start_processes, runtime, checkpoint)
                 try:
                     return await self._go_live(runtime, process)
                 except BaseException:
@@ -177,6 +167,7 @@ class Runtimes:
         try:
             await box.guest.wait_ready()
             self._core.sandboxes.seal_run(runtime.id)
+            box.idle_after = _idle_after(runtime)
             self._core.boxes[runtime.id] = box
             await self._tasks.adopt(box)
             live = self._core.move(
@@ -200,12 +191,14 @@ class Runtimes:
         """Take over a live runtime after a restart of the service. Raises ServiceError if its init does not answer."""
         process = ProcessId(runtime.init_pid or 0, runtime.init_start or 0)
         box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
+        box.idle_after = _idle_after(runtime)
         if runtime.status is RuntimeStatus.RUNNING:
             await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
             await box.guest.wait_ready()
             self._core.boxes[runtime.id] = box
             await self._tasks.adopt(box)
         else:
+            await asyncio.to_thread(self._core.sandboxes.cgroups.freeze, runtime.id)
             box.stay_still()
             self._core.boxes[runtime.id] = box
         box.watch(lambda: self._report_end(box))
@@ -214,12 +207,70 @@ class Runtimes:
 
     async def stop(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
         """TERM to every process, KILL after a grace; the disk stays."""
-        async with self._changing(ref, expected_revision) as runtime:
-            if runtime.status is RuntimeStatus.SHUTDOWN:
-                return runtime
-            self._require(runtime, LIVE | {RuntimeStatus.CRASHED}, "be shut down")
-            await self._end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
-            return self._core.move(runtime, RuntimeStatus.SHUTDOWN, **_ended(runtime))
+        return await self._act(ref, expected_revision, RuntimeStatus.SHUTDOWN, "runtime.stop", self._stop)
+
+    async def start(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Boot a shut-down runtime from its disk; a paused or suspended one resumes."""
+        return await self._act(ref, expected_revision, RuntimeStatus.RUNNING, "runtime.start", self._start)
+
+    async def pause(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Freeze every process; memory and connections stay."""
+        return await self._act(ref, expected_revision, RuntimeStatus.PAUSED, "runtime.pause", self._pause)
+
+    async def resume(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
+        """Let a paused or suspended runtime go on."""
+        return await self._act(ref, expected_revision, RuntimeStatus.RUNNING, "runtime.resume", self._resume)
+
+    async def delete(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
+        """End the processes at once and remove the disk; its checkpoints stay. A runtime is returned while it lasts."""
+        core, runtime = self._core, self._core.find_runtime(ref)
+        wanted = RuntimeStatus.DELETING
+
+        async def work(_: Audience) -> Runtime | None:
+            with core.journal.recording("runtime.delete", runtime):
+                async with self._changing(runtime.id, expected_revision) as found:
+                    if found.status is not wanted:
+                        found = core.move(found, wanted, desired_status=wanted)
+                    await self.finish_delete(found)
+            core.locks.pop(runtime.id, None)
+            return None
+
+        def meanwhile() -> Runtime | None:
+            found = core.database.find_runtime(runtime.id)
+            return replace(found, status=wanted, desired_status=wanted) if found else None
+
+        return await core.answer(work, name=f"delete {runtime.name}", meanwhile=meanwhile)
+
+    async def _act(
+        self,
+        ref: str,
+        expected_revision: int | None,
+        wanted: RuntimeStatus,
+        kind: str,
+        act: Callable[[Runtime], Awaitable[Runtime]],
+    ) -> Runtime:
+        """Change a runtime's state; where that takes long, the answer has the old state and the wanted one."""
+        core, runtime = self._core, self._core.find_runtime(ref)
+
+        async def work(_: Audience) -> Runtime:
+            with core.journal.recording(kind, runtime):
+                async with self._changing(runtime.id, expected_revision) as found:
+                    return await act(found)
+
+        return await core.answer(
+            work,
+            name=f"{kind} {runtime.name}",
+            meanwhile=lambda: replace(core.find_runtime(runtime.id), desired_status=wanted),
+        )
+
+    async def _stop(self, runtime: Runtime) -> Runtime:
+        if runtime.status is RuntimeStatus.SHUTDOWN:
+            return runtime
+        self._require(runtime, LIVE | {RuntimeStatus.CRASHED}, "be shut down")
+        if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
+            runtime = await thaw(self._core, runtime)
+        await self._end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
+        return self._core.move(runtime, RuntimeStatus.SHUTDOWN, **_ended(runtime))
 
     async def _end_processes(self, runtime: Runtime, *, gently: bool) -> None:
         box = self._core.boxes.pop(runtime.id, None)
@@ -234,66 +285,38 @@ class Runtimes:
         if box is not None:
             self._core.sandboxes.reap(box.process)
 
-    async def start(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
-        """Boot a shut-down runtime from its disk; a paused one resumes."""
-        async with self._changing(ref, expected_revision) as runtime:
-            if runtime.status is RuntimeStatus.RUNNING:
-                return runtime
-            if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
-                return await self._thaw(runtime)
-            self._require(runtime, {RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED}, "be booted")
-            fresh = replace(
-                runtime, spec=replace(runtime.spec, init=self._core.init_digest), revision=runtime.revision + 1
-            )
+    async def _start(self, runtime: Runtime) -> Runtime:
+        if runtime.status is RuntimeStatus.RUNNING:
+            return runtime
+        if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
+            return await thaw(self._core, runtime)
+        self._require(runtime, {RuntimeStatus.SHUTDOWN, RuntimeStatus.CRASHED}, "be booted")
+        fresh = replace(runtime, spec=replace(runtime.spec, init=self._core.init_digest), revision=runtime.revision + 1)
+        async with self._core.turns:
             process = await asyncio.to_thread(self._core.sandboxes.boot, fresh)
-            try:
-                return await self._go_live(fresh, process)
-            except BaseException:
-                await asyncio.to_thread(self._core.sandboxes.stop, runtime.id)
-                raise
+        try:
+            return await self._go_live(fresh, process)
+        except BaseException:
+            await asyncio.to_thread(self._core.sandboxes.stop, runtime.id)
+            raise
 
-    async def pause(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
-        """Freeze every process; memory and connections stay."""
-        async with self._changing(ref, expected_revision) as runtime:
-            if runtime.status is RuntimeStatus.PAUSED:
-                return runtime
-            box = self._core.box(runtime)
-            await box.hold_still()
-            try:
-                await asyncio.to_thread(self._core.sandboxes.cgroups.freeze, runtime.id)
-            except BaseException:
-                box.let_go()
-                raise
+    async def _pause(self, runtime: Runtime) -> Runtime:
+        if runtime.status is RuntimeStatus.PAUSED:
+            return runtime
+        if runtime.status is RuntimeStatus.SUSPENDED:  # it stands still already; from now on no request wakes it
             return self._core.move(
-                runtime, RuntimeStatus.PAUSED, desired_status=RuntimeStatus.PAUSED, revision=runtime.revision + 1
+                runtime,
+                RuntimeStatus.PAUSED,
+                desired_status=RuntimeStatus.PAUSED,
+                revision=runtime.revision + 1,
             )
+        return await freeze(self._core, runtime, RuntimeStatus.PAUSED)
 
-    async def resume(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
-        """Let a paused runtime go on."""
-        async with self._changing(ref, expected_revision) as runtime:
-            if runtime.status is RuntimeStatus.RUNNING:
-                return runtime
-            self._require(runtime, {RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED}, "be resumed")
-            return await self._thaw(runtime)
-
-    async def _thaw(self, runtime: Runtime) -> Runtime:
-        await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
-        box = self._core.boxes.get(runtime.id)
-        if box is None:
-            raise Unavailable(f"runtime {runtime.name} has no processes", hint=f"`runta boot {runtime.name}`")
-        box.let_go()
-        return self._core.move(
-            runtime, RuntimeStatus.RUNNING, desired_status=RuntimeStatus.RUNNING, revision=runtime.revision + 1
-        )
-
-    async def delete(self, ref: str, *, expected_revision: int | None = None) -> None:
-        """End the processes at once and remove the disk. Its checkpoints stay."""
-        core = self._core
-        async with self._changing(ref, expected_revision) as runtime:
-            if runtime.status is not RuntimeStatus.DELETING:
-                runtime = core.move(runtime, RuntimeStatus.DELETING, desired_status=RuntimeStatus.DELETING)
-            await self.finish_delete(runtime)
-        core.locks.pop(runtime.id, None)
+    async def _resume(self, runtime: Runtime) -> Runtime:
+        if runtime.status is RuntimeStatus.RUNNING:
+            return runtime
+        self._require(runtime, {RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED}, "be resumed")
+        return await thaw(self._core, runtime)
 
     async def finish_delete(self, runtime: Runtime) -> None:
         """The effects of a delete; also what recovery does with one that was interrupted."""
@@ -308,21 +331,33 @@ class Runtimes:
 
     async def patch(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
         """Change a runtime's properties; memory at once, where it runs."""
-        async with self._changing(ref, expected_revision) as runtime:
-            resources = patch_resources(runtime, changes)
-            env = runtime.spec.env if changes.env is None else dict(check_env(changes.env))
-            changed = replace(
-                runtime,
-                name=check_name(changes.name, "runtime") if changes.name is not None else runtime.name,
-                spec=replace(runtime.spec, resources=resources, env=env),
-                ingress=runtime.ingress if changes.ingress is None else changes.ingress,
-                egress=changes.egress or runtime.egress,
-                idle=changes.idle or runtime.idle,
-                revision=runtime.revision + 1,
-            )
-            if resources != runtime.spec.resources and runtime.status in LIVE:
-                await asyncio.to_thread(self._core.sandboxes.cgroups.set_limits, runtime.id, resources)
-            return self._core.save(changed)
+        core, runtime = self._core, self._core.find_runtime(ref)
+        fields = [name for name, value in asdict(changes).items() if value is not None]
+
+        async def work(_: Audience) -> Runtime:
+            with core.journal.recording("runtime.patch", runtime, fields=fields):
+                async with self._changing(runtime.id, expected_revision) as found:
+                    return await self._patch(found, changes)
+
+        return await core.answer(work, name=f"patch {runtime.name}", meanwhile=lambda: core.find_runtime(runtime.id))
+
+    async def _patch(self, runtime: Runtime, changes: PatchRuntime) -> Runtime:
+        resources = patch_resources(runtime, changes)
+        env = runtime.spec.env if changes.env is None else dict(check_env(changes.env))
+        changed = replace(
+            runtime,
+            name=check_name(changes.name, "runtime") if changes.name is not None else runtime.name,
+            spec=replace(runtime.spec, resources=resources, env=env),
+            ingress=runtime.ingress if changes.ingress is None else changes.ingress,
+            egress=changes.egress or runtime.egress,
+            idle=changes.idle or runtime.idle,
+            revision=runtime.revision + 1,
+        )
+        if resources != runtime.spec.resources and runtime.status in LIVE:
+            await asyncio.to_thread(self._core.sandboxes.cgroups.set_limits, runtime.id, resources)
+        if box := self._core.boxes.get(runtime.id):
+            box.idle_after = _idle_after(changed)
+        return self._core.save(changed)
 
     # ---- an end nobody asked for
 
@@ -339,7 +374,8 @@ class Runtimes:
             await self._end_processes(runtime, gently=False)
             status = RuntimeStatus.SHUTDOWN if code == 0 else RuntimeStatus.CRASHED
             cause = None if code == 0 else f"the guest init ended (status {'unknown' if code is None else code})"
-            self._core.move(runtime, status, error_message=cause, **_ended(runtime))
+            with self._core.journal.recording(f"runtime.{status}", runtime, caller=None, cause=cause):
+                self._core.move(runtime, status, error_message=cause, **_ended(runtime))
 
     # ---- helpers
 
@@ -362,6 +398,11 @@ def is_adoptable(runtime: Runtime) -> bool:
     if runtime.init_pid is None or runtime.init_start is None or runtime.boot_id != boot_id():
         return False
     return is_alive(ProcessId(runtime.init_pid, runtime.init_start))
+
+
+def _idle_after(runtime: Runtime) -> float | None:
+    """Seconds of idleness its policy allows; None: it may idle for ever."""
+    return None if runtime.idle.mode == "disabled" else runtime.idle.suspend_after_secs
 
 
 def _ended(runtime: Runtime) -> dict[str, object]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from runta.engine.box import Box
 from runta.engine.core import Core
+from runta.engine.idle import Idle
+from runta.engine.journal import Note, shorten
 from runta.errors import InvalidArgument, ServiceError
 from runta.guest import GuestStream
 from runta.models import Exit, Output, Runtime, TaskInfo, TaskSpec
@@ -20,18 +22,22 @@ _DEFAULT_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 
 class Attachment:
-    """A client's hold on a task: the guest's stream, and what happens to a detached task when the client lets go."""
+    """A client's hold on a task: the guest's stream, and what is to be done when the client lets go."""
 
-    def __init__(self, stream: GuestStream, let_go: Callable[[], None]) -> None:
+    def __init__(self, stream: GuestStream, hold: contextlib.AsyncExitStack) -> None:
         self._stream = stream
-        self._let_go = let_go
+        self._hold = hold
+        self.exit_code: int | None = None
 
     @property
     def task(self) -> TaskInfo:
         return self._stream.task
 
-    def __aiter__(self) -> AsyncIterator[Output | Exit]:
-        return self._stream.__aiter__()
+    async def __aiter__(self) -> AsyncIterator[Output | Exit]:
+        async for event in self._stream:
+            if isinstance(event, Exit):
+                self.exit_code = event.code
+            yield event
 
     async def write_stdin(self, data: bytes) -> None:
         await self._stream.write_stdin(data)
@@ -46,15 +52,15 @@ class Attachment:
         await self._stream.resize(rows, cols)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
-        self._let_go()
+        await self._hold.aclose()
 
 
 class Tasks:
     """The tasks of live runtimes."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, idle: Idle) -> None:
         self._core = core
+        self._idle = idle
 
     async def start(self, ref: str, spec: TaskSpec) -> Attachment:
         """Run a command in a runtime."""
@@ -62,28 +68,52 @@ class Tasks:
             raise InvalidArgument("command is required", hint="name a program: `runta exec NAME -- PROGRAM ARGS`")
         if any("\0" in word for word in (*spec.argv, *spec.env.values(), *spec.env)):
             raise InvalidArgument("a command can't hold a NUL byte")
-        runtime = self._core.find_runtime(ref)
-        box = self._core.box(runtime)
-        stream = await box.guest.start(spec, env=compose_env(runtime, spec))
-        return Attachment(stream, lambda: self._drain(box, stream.task))
+        async with contextlib.AsyncExitStack() as hold:
+            runtime, box = await hold.enter_async_context(self._idle.using(ref))
+            command = shorten(" ".join(spec.argv))
+            note = hold.enter_context(self._core.journal.recording("exec", runtime, command=command))
+            stream = await box.guest.start(spec, env=compose_env(runtime, spec))
+            note.details.update(task=stream.task.id, detached=spec.detached)
+            return self._attach(box, stream, hold, note)
+        raise AssertionError("unreachable")
 
     async def attach(
         self, ref: str, task_id: int, *, stdout_offset: int | None, stderr_offset: int | None
     ) -> Attachment:
         """Take over a task's output and input."""
-        box = self._core.box(self._core.find_runtime(ref))
-        drain = box.drains.pop(task_id, None)
-        if drain is not None:
-            drain.cancel()
-            await asyncio.gather(drain, return_exceptions=True)
-        stream = await box.guest.attach(task_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
-        return Attachment(stream, lambda: self._drain(box, stream.task))
+        async with contextlib.AsyncExitStack() as hold:
+            runtime, box = await hold.enter_async_context(self._idle.using(ref))
+            drain = box.drains.pop(task_id, None)
+            if drain is not None:
+                drain.cancel()
+                await asyncio.gather(drain, return_exceptions=True)
+            note = hold.enter_context(self._core.journal.recording("attach", runtime, task=task_id))
+            stream = await box.guest.attach(task_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+            return self._attach(box, stream, hold, note)
+        raise AssertionError("unreachable")
+
+    def _attach(self, box: Box, stream: GuestStream, hold: contextlib.AsyncExitStack, note: Note) -> Attachment:
+        """The client's hold: what `hold` has entered is left when the client lets go."""
+        kept = contextlib.AsyncExitStack()
+        attachment = Attachment(stream, kept)
+
+        def tell_end() -> None:
+            note.details["exit_code"] = attachment.exit_code
+
+        kept.push_async_callback(hold.pop_all().aclose)
+        kept.callback(tell_end)
+        kept.callback(lambda: self._drain(box, stream.task))
+        kept.push_async_callback(stream.aclose)
+        return attachment
 
     async def list(self, ref: str) -> Sequence[TaskInfo]:
-        return await self._core.box(self._core.find_runtime(ref)).guest.list_tasks()
+        async with self._idle.using(ref) as (_, box):
+            return await box.guest.list_tasks()
 
     async def signal(self, ref: str, task_id: int, number: int) -> None:
-        await self._core.box(self._core.find_runtime(ref)).guest.signal(task_id, number)
+        async with self._idle.using(ref) as (runtime, box):
+            with self._core.journal.recording("task.signal", runtime, task=task_id, signal=number):
+                await box.guest.signal(task_id, number)
 
     async def adopt(self, box: Box) -> None:
         """Look after the tasks of a runtime that came back: from a restart of the service, or awake in a fork."""

@@ -12,6 +12,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from runta.errors import InvalidArgument
 from runta.kernel.process import run
@@ -20,6 +21,12 @@ _TIMEOUT = 3600.0
 _MODE_DIRECTORY = 0o755
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Readable(Protocol):
+    """What a tar is read from."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 def pack_tree(tree: Path, target: Path) -> None:
@@ -94,18 +101,17 @@ def _describe(info: os.stat_result, name: str, shift: int) -> tarfile.TarInfo:
     return member
 
 
-def unpack_directory(reader: int, root: int, *, shift: int) -> None:
-    """Unpack a tar from the pipe `reader` into the directory behind `root`; everything belongs to the inside's root.
+def unpack_directory(source: Readable, root: int, *, shift: int) -> None:
+    """Unpack a tar into the directory behind `root`; everything belongs to the inside's root.
 
-    Closes `reader`. Raises InvalidArgument for what is no tar, or a name that climbs out.
+    Raises InvalidArgument for what is no tar, or a name that climbs out.
     """
-    with os.fdopen(reader, "rb") as source:
-        try:
-            with tarfile.open(fileobj=source, mode="r|*") as archive:
-                for member in archive:
-                    _unpack(archive, member, root, shift)
-        except tarfile.TarError as err:
-            raise InvalidArgument("this is not a tar stream", cause=str(err)) from err
+    try:
+        with tarfile.open(fileobj=source, mode="r|*") as archive:  # type: ignore[call-overload]  # it reads, no more
+            for member in archive:
+                _unpack(archive, member, root, shift)
+    except tarfile.TarError as err:
+        raise InvalidArgument("this is not a tar stream", cause=str(err)) from err
 
 
 def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, shift: int) -> None:

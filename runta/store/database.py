@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runta.errors import AlreadyExists, InternalError, NoSpace
-from runta.models import Checkpoint, Runtime
+from runta.models import Checkpoint, Runtime, Secret
 from runta.store.codec import decode, encode
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runtimes (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS checkpoints (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS idempotency (key TEXT PRIMARY KEY, runtime_id TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS secrets (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, value BLOB NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS idempotency_runtime ON idempotency (runtime_id);
 """
 _MODE_PRIVATE = 0o600
@@ -156,6 +159,36 @@ class Database:
             row = tables.execute("SELECT body FROM checkpoints WHERE id = ? OR name = ?", (ref, ref)).fetchone()
         return decode(Checkpoint, json.loads(row[0])) if row else None
 
+    def save_secret(self, secret: Secret, value: bytes) -> None:
+        """Add or replace a secret; `value` is encrypted."""
+        with self._transaction() as tables:
+            tables.execute(
+                "INSERT INTO secrets VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET body = excluded.body, value = excluded.value",
+                (secret.id, secret.name, _dump(secret), value),
+            )
 
-def _dump(record: Runtime | Checkpoint) -> str:
+    def secrets(self) -> list[Secret]:
+        """Oldest first."""
+        with self._transaction() as tables:
+            rows = tables.execute("SELECT body FROM secrets ORDER BY id").fetchall()
+        return [decode(Secret, json.loads(row[0])) for row in rows]
+
+    def find_secret(self, ref: str) -> Secret | None:
+        """By id or name."""
+        with self._transaction() as tables:
+            row = tables.execute("SELECT body FROM secrets WHERE id = ? OR name = ?", (ref, ref)).fetchone()
+        return decode(Secret, json.loads(row[0])) if row else None
+
+    def read_secret(self, secret_id: str) -> bytes:
+        """The encrypted value of a secret that is there."""
+        with self._transaction() as tables:
+            return bytes(tables.execute("SELECT value FROM secrets WHERE id = ?", (secret_id,)).fetchone()[0])
+
+    def remove_secret(self, secret_id: str) -> None:
+        with self._transaction() as tables:
+            tables.execute("DELETE FROM secrets WHERE id = ?", (secret_id,))
+
+
+def _dump(record: Runtime | Checkpoint | Secret) -> str:
     return json.dumps(encode(record), separators=(",", ":"))

@@ -26,8 +26,9 @@ from typing import BinaryIO, Protocol
 from runta.errors import FailedPrecondition, InternalError, NotFound
 from runta.kernel.tree import find_hard_links
 from runta.layout import Layout
-from runta.models import Image, check_name, new_id, now, suggest
+from runta.models import Image, new_id, now
 from runta.recipes import Recipe, get_recipe, list_recipes
+from runta.rules import check_name, suggest
 from runta.store.codec import decode, encode
 from runta.store.imports import Imported, import_archive
 from runta.store.layers import write_hard_links

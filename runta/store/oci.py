@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runta.errors import InvalidArgument
-from runta.models import ENV_NAME_PATTERN
+from runta.rules import ENV_NAME_PATTERN
 
 _DIGEST = re.compile(r"sha(256|512):([0-9a-f]{64}|[0-9a-f]{128})")
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")

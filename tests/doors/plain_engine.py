@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runta.engine.port import CALLER
 from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from runta.models import (
     DEFAULT_IMAGE,
@@ -20,6 +21,8 @@ from runta.models import (
     CheckpointKind,
     CheckpointState,
     CreateRuntime,
+    Event,
+    EventFilter,
     IdMap,
     Image,
     PatchRuntime,
@@ -27,20 +30,18 @@ from runta.models import (
     Runtime,
     RuntimeSpec,
     RuntimeStatus,
+    Secret,
     TaskInfo,
     TaskSpec,
-    check_name,
     new_id,
     now,
-    require_revision,
-    require_running,
-    suggest,
 )
+from runta.rules import check_name, check_secret, require_revision, require_running, suggest
 
 from .plain_tasks import PlainStream, PlainTask
 
 CHUNK = 65536
-T = TypeVar("T", Runtime, Checkpoint, Image)
+T = TypeVar("T", Runtime, Checkpoint, Image, Secret)
 
 
 @dataclass
@@ -64,6 +65,12 @@ class PlainEngine:
         """Idempotency keys, and the runtimes they made."""
         self.signals: list[tuple[int, int]] = []
         """Task and number, as `signal_task` was asked."""
+        self.secrets: dict[str, Secret] = {}
+        self.events: list[Event] = []
+        self.callers: list[str | None] = []
+        """Who asked for runtimes to be made."""
+        self.slow = False
+        """Deletes take longer than anybody waits."""
         self._numbers = itertools.count(1)
         self._keep_image(DEFAULT_IMAGE, "recipe")
 
@@ -75,6 +82,7 @@ class PlainEngine:
     # Runtimes
 
     async def create_runtime(self, request: CreateRuntime, *, idempotency_key: str | None = None) -> Runtime:
+        self.callers.append(CALLER.get())
         if idempotency_key in self.answered:
             return self._box(self.answered[idempotency_key]).runtime
         name = check_name(request.name, "runtime") if request.name else f"box-{len(self.boxes) + 1}"
@@ -134,7 +142,7 @@ class PlainEngine:
     async def get_runtime(self, ref: str) -> Runtime:
         return self._box(ref).runtime
 
-    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> None:
+    async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
         box = self._box(ref)
         require_revision(box.runtime, expected_revision)
         await self._end_tasks(box)
@@ -143,6 +151,7 @@ class PlainEngine:
             if checkpoint.source_id == box.runtime.id:
                 self.checkpoints[checkpoint.id] = replace(checkpoint, source_gone=True)
         shutil.rmtree(box.root)
+        return replace(box.runtime, status=RuntimeStatus.DELETING) if self.slow else None
 
     async def start_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime:
         return self._move(ref, expected_revision, RuntimeStatus.RUNNING)
@@ -305,6 +314,52 @@ class PlainEngine:
         checkpoint = self._find(self.checkpoints.values(), ref, "checkpoint")
         del self.checkpoints[checkpoint.id]
         shutil.rmtree(self.directory / checkpoint.id)
+
+    # Secrets and events
+
+    async def put_secret(self, ref: str, value: str, *, cache_ttl_secs: int) -> Secret:
+        check_secret(ref, value)
+        known = next((one for one in self.secrets.values() if ref in (one.id, one.name)), None)
+        moment = now()
+        secret = Secret(
+            id=known.id if known else new_id(),
+            name=known.name if known else ref,
+            cache_ttl_secs=cache_ttl_secs,
+            preview="****",
+            created_at=known.created_at if known else moment,
+            updated_at=moment,
+        )
+        self.secrets[secret.id] = secret
+        return secret
+
+    async def list_secrets(self) -> Sequence[Secret]:
+        return list(self.secrets.values())
+
+    async def get_secret(self, ref: str) -> Secret:
+        return self._find(self.secrets.values(), ref, "secret")
+
+    async def delete_secret(self, ref: str) -> None:
+        del self.secrets[self._find(self.secrets.values(), ref, "secret").id]
+
+    async def list_events(self, wanted: EventFilter) -> Sequence[Event]:
+        found = self.events if wanted.oldest_first else self.events[::-1]
+        if wanted.after is not None:
+            places = [place for place, event in enumerate(found) if event.id == wanted.after]
+            if not places:
+                raise InvalidArgument("page_token is not one of this log")
+            found = found[places[0] + 1 :]
+        chosen = [
+            event
+            for event in found
+            if wanted.runtime in (None, event.runtime_id, event.runtime_name) and wanted.kind in (None, event.kind)
+        ]
+        return chosen[: wanted.limit]
+
+    async def get_event(self, event_id: str) -> Event:
+        found = next((event for event in self.events if event.id == event_id), None)
+        if found is None:
+            raise NotFound(f"no event {event_id!r}")
+        return found
 
     # Images
 

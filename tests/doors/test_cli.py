@@ -398,7 +398,11 @@ def test_help_and_version(cli: Cli):
 def test_every_command_knows_json(cli: Cli):
     from runta.cli.app import _COMMANDS
 
-    groups = {"snapshot": ("create", "ls", "restore", "rm", "inspect"), "image": ("ls", "build", "import", "rm")}
+    groups = {
+        "snapshot": ("create", "ls", "restore", "rm", "inspect"),
+        "image": ("ls", "build", "import", "rm"),
+        "secret": ("set", "ls", "rm"),
+    }
     groups["checkpoint"] = groups["snapshot"]
     for name in _COMMANDS:
         for words in [(name, inner) for inner in groups[name]] if name in groups else [(name,)]:

@@ -384,13 +384,6 @@ def test_errors_keep_their_status_code_and_reason(client: Runta, box):
     assert str(caught.value).startswith("HTTP 409: already_exists: ")
 
 
-def test_secrets_are_unimplemented(client: Runta):
-    for call in (client.secrets.list, lambda: client.secrets.get("x"), lambda: client.secrets.set("x", "y")):
-        with pytest.raises(ApiError) as caught:
-            call()
-        assert (caught.value.status_code, caught.value.code) == (501, "unimplemented")
-
-
 def test_a_wrong_token_is_refused_everywhere(service: Service):
     with Runta(endpoint=service.url, token="rt_wrong") as client:
         assert client.health() is True

@@ -26,14 +26,11 @@ from runta.models import (
     Runtime,
     RuntimeSpec,
     RuntimeStatus,
-    check_env,
-    check_name,
     may_follow,
     new_id,
     now,
-    require_revision,
-    suggest,
 )
+from runta.rules import check_env, check_name, require_revision, suggest
 from runta.store.codec import decode, encode
 from runta.store.database import Database
 
