@@ -13,9 +13,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo )
 # iproute2 and util-linux are for tests and host checks; python-prctl is compiled against libcap-dev and python3-dev.
 PACKAGES := runc nftables busybox-static mmdebstrap musl-tools gcc libc6-dev libcap-dev python3-dev python3-venv \
 	make zstd tar iproute2 util-linux debian-archive-keyring ca-certificates
+OFFICIAL := build/official
 RECIPES := $(wildcard rootfs/images/*.toml)
 
-.PHONY: help setup packages init data provision images demo test lint bench install clean
+.PHONY: help setup packages init data provision images demo test conformance lint bench install clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
@@ -46,6 +47,12 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+$(OFFICIAL)/.ready: tests/official/requirements.txt
+	@echo "official: installing the hosted service's own package beside ours"
+	@$(PYTHON) -m venv $(OFFICIAL)
+	@$(OFFICIAL)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 init: ## Build the guest init
 	@$(MAKE) --no-print-directory -s -C rootfs/init all asan
 
@@ -65,8 +72,11 @@ images: $(VENV)/.ready data
 demo: setup ## Walk through checkpoint, restore and fork with real runtimes
 	@$(SUDO)$(VENV)/bin/python -m runta.cli.demo
 
-test: setup ## Run every test
+test: setup $(OFFICIAL)/.ready ## Run every test
 	@$(VENV)/bin/pytest
+
+conformance: setup $(OFFICIAL)/.ready ## Run the official package's own live tests
+	@$(VENV)/bin/python -m tests.official.conformance
 
 lint: packages $(VENV)/.ready ## Check style and types
 	@$(VENV)/bin/ruff check .

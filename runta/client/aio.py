@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,7 @@ class AsyncRuntimeManager:
         )
         runtime = AsyncRuntime(self._client, await self._client.perform(runtimes.create_runtime(body)))
         if wait:
-            await runtime.wait_until_ready(timeout, poll_interval)
+            await runtime.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
         return runtime
 
     async def get(self, id: str) -> AsyncRuntime:
@@ -220,17 +220,17 @@ class AsyncRuntime:
 
     heartbeat = status
 
-    async def wait_until_ready(self, timeout: float = 240.0, poll_interval: float = 0.5) -> RuntimeInfo:
+    async def wait_until_ready(self, *, timeout: float = 240.0, poll_interval: float = 0.5) -> RuntimeInfo:
         """Return when it runs. Raises RuntimeError where it can't any more, TimeoutError after `timeout` seconds."""
         if self._info.status is RuntimeStatus.RUNNING:
             return self._info
         return await self._keep(runtimes.wait_for_runtime(self.id, timeout=timeout, poll_interval=poll_interval))
 
-    async def boot(self, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+    async def boot(self, *, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
         """Start a shut-down runtime anew on its disk."""
         await self._start("start", wait, timeout, poll_interval)
 
-    async def resume(self, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+    async def resume(self, *, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
         """Let a paused runtime go on."""
         await self._start("resume", wait, timeout, poll_interval)
 
@@ -273,9 +273,17 @@ class AsyncRuntime:
         )
         return await self._client.driver.execute(session)
 
-    def exec_detached(self, command: str | Sequence[str], **options: Any) -> asyncio.Task[CommandResult]:
+    def exec_detached(
+        self,
+        command: str | Sequence[str],
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | None = None,
+        cwd: str | None = None,
+        max_output_bytes: int | None = None,
+    ) -> asyncio.Task[CommandResult]:
         """`exec` in a task of its own; cancelling it ends the command."""
-        work: Coroutine[Any, Any, CommandResult] = self.exec(command, **options)
+        work = self.exec(command, timeout, env, stdin, cwd, max_output_bytes)
         return asyncio.create_task(work)
 
     async def restore(self, checkpoint_id: str, *, name: str | None = None, **create_options: Any) -> AsyncRuntime:
@@ -285,7 +293,7 @@ class AsyncRuntime:
     async def _start(self, verb: str, wait: bool, timeout: float, poll_interval: float) -> None:
         await self._keep(runtimes.change_runtime(self.id, verb))
         if wait:
-            await self.wait_until_ready(timeout, poll_interval)
+            await self.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
 
     async def _keep(self, steps: Steps[RuntimeInfo]) -> RuntimeInfo:
         self._info = await self._client.perform(steps)

@@ -76,7 +76,7 @@ class AsyncRuntimeCheckpointManager:
         info = await self._client.perform(checkpoints.create_checkpoint(runtime.id, runtime.name, kind, name))
         if not wait or checkpoints.settled(info):
             return info
-        return await self._client.checkpoints.wait_until_ready(info.id, timeout, poll_interval)
+        return await self._client.checkpoints.wait_until_ready(info.id, timeout=timeout, poll_interval=poll_interval)
 
     async def list(self) -> list[CheckpointInfo]:
         """Those made of this runtime."""
@@ -100,7 +100,7 @@ class AsyncCheckpointManager:
         """By id or display name. Raises ApiError with status 404 if there is none."""
         return await self._client.perform(checkpoints.get_checkpoint(id))
 
-    async def wait_until_ready(self, id: str, timeout: float = 240.0, poll_interval: float = 0.5) -> CheckpointInfo:
+    async def wait_until_ready(self, id: str, *, timeout: float = 240.0, poll_interval: float = 0.5) -> CheckpointInfo:
         """Return when it is ready. Raises RuntimeError if it failed, TimeoutError after `timeout` seconds."""
         return await self._client.perform(
             checkpoints.wait_for_checkpoint(id, timeout=timeout, poll_interval=poll_interval)

@@ -165,7 +165,7 @@ class RuntimeManager:
         )
         runtime = Runtime(self._client, self._client.perform(runtimes.create_runtime(body)))
         if wait:
-            runtime.wait_until_ready(timeout, poll_interval)
+            runtime.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
         return runtime
 
     def get(self, id: str) -> Runtime:
@@ -218,17 +218,17 @@ class Runtime:
 
     heartbeat = status
 
-    def wait_until_ready(self, timeout: float = 240.0, poll_interval: float = 0.5) -> RuntimeInfo:
+    def wait_until_ready(self, *, timeout: float = 240.0, poll_interval: float = 0.5) -> RuntimeInfo:
         """Return when it runs. Raises RuntimeError where it can't any more, TimeoutError after `timeout` seconds."""
         if self._info.status is RuntimeStatus.RUNNING:
             return self._info
         return self._keep(runtimes.wait_for_runtime(self.id, timeout=timeout, poll_interval=poll_interval))
 
-    def boot(self, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+    def boot(self, *, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
         """Start a shut-down runtime anew on its disk."""
         self._start("start", wait, timeout, poll_interval)
 
-    def resume(self, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+    def resume(self, *, wait: bool = True, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
         """Let a paused runtime go on."""
         self._start("resume", wait, timeout, poll_interval)
 
@@ -282,7 +282,7 @@ class Runtime:
     def _start(self, verb: str, wait: bool, timeout: float, poll_interval: float) -> None:
         self._keep(runtimes.change_runtime(self.id, verb))
         if wait:
-            self.wait_until_ready(timeout, poll_interval)
+            self.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
 
     def _keep(self, steps: Steps[RuntimeInfo]) -> RuntimeInfo:
         self._info = self._client.perform(steps)

@@ -91,6 +91,9 @@ class RuntimeResourceRequests:
     memory_mib: int
     vcpus: int
 
+    def to_json(self) -> dict[str, Any]:
+        return {"memory_mib": self.memory_mib, "vcpus": self.vcpus}
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeResourceLimits:
@@ -109,6 +112,9 @@ class RuntimeResources:
     requests: RuntimeResourceRequests
     limits: RuntimeResourceLimits
 
+    def to_json(self) -> dict[str, Any]:
+        return {"requests": self.requests.to_json(), "limits": self.limits.to_json()}
+
     @classmethod
     def from_json(cls, data: Json) -> Self:
         requests, limits = data["requests"], data["limits"]
@@ -125,6 +131,9 @@ class CreateRuntimeResourceRequests:
     memory_mib: int = 1024
     vcpus: int = 1
 
+    def to_json(self) -> dict[str, Any]:
+        return {"memory_mib": self.memory_mib, "vcpus": self.vcpus}
+
 
 @dataclass(frozen=True, slots=True)
 class CreateRuntimeResources:
@@ -134,7 +143,7 @@ class CreateRuntimeResources:
     limits: RuntimeResourceLimits | None = None
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"requests": {"memory_mib": self.requests.memory_mib, "vcpus": self.requests.vcpus}}
+        data: dict[str, Any] = {"requests": self.requests.to_json()}
         return data if self.limits is None else {**data, "limits": self.limits.to_json()}
 
 
@@ -143,6 +152,9 @@ class PatchRuntimeResourceRequests:
     """A change of what was asked for; None leaves it."""
 
     memory_mib: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {} if self.memory_mib is None else {"memory_mib": self.memory_mib}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +167,7 @@ class PatchRuntimeResources:
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {}
         if self.requests is not None:
-            wanted = self.requests.memory_mib
-            data["requests"] = {} if wanted is None else {"memory_mib": wanted}
+            data["requests"] = self.requests.to_json()
         if self.limits is not None:
             data["limits"] = self.limits.to_json()
         return data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ PARENT = "runta"
 _CPU_PERIOD_US = 100_000
 _FREEZE_TIMEOUT = 10.0
 _FREEZE_STEP = 0.0005
-_VFORK_TRIES = 50
-_VFORK_PAUSE = 0.001
+_VFORK_TIMEOUT = 2.0
+_VFORK_PAUSE = (0.0005, 0.005)
+"""Seconds to let a runtime go on, at least and at most. By chance: an even pause would bring programs into step, and
+catch the same one each time."""
 _VFORK_WAITS = frozenset({"kernel_clone", "wait_for_vfork_done"})
 _REMOVE_TIMEOUT = 5.0
 _MIB = 1 << 20
@@ -54,13 +57,13 @@ class Cgroups:
         such a wait lasts a fraction of a millisecond, so the runtime is let go on for a moment. Raises KernelError if
         the processes can't be frozen within 10 s; the runtime is thawed then.
         """
-        for _ in range(_VFORK_TRIES):
+        deadline = time.monotonic() + _VFORK_TIMEOUT
+        while True:
             self._freeze_once(runtime_id)
-            if not any(_waits_for_vfork(pid) for pid in self.processes(runtime_id)):
+            if not any(_waits_for_vfork(pid) for pid in self.processes(runtime_id)) or time.monotonic() > deadline:
                 return
             self.thaw(runtime_id)
-            time.sleep(_VFORK_PAUSE)
-        self._freeze_once(runtime_id)
+            time.sleep(random.uniform(*_VFORK_PAUSE))
 
     def _freeze_once(self, runtime_id: str) -> None:
         try:

@@ -367,7 +367,7 @@ def test_waiting_for_a_checkpoint(service: Service, client: Runta, box):
     with pytest.raises(TimeoutError, match="slow"):
         client.checkpoints.wait_until_ready(made.id, timeout=0.05, poll_interval=0.01)
     threading.Timer(0.1, become, kwargs={"state": CheckpointState.READY}).start()
-    assert client.checkpoints.wait_until_ready(made.id, 20, 0.02).state is CheckpointState.READY
+    assert client.checkpoints.wait_until_ready(made.id, timeout=20, poll_interval=0.02).state is CheckpointState.READY
     become(state=CheckpointState.FAILED, error_code="dump_failed")
     with pytest.raises(RuntimeError, match="dump_failed"):
         client.checkpoints.wait_until_ready("slow")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runta.engine import tasks as engine_tasks
+from runta.engine.idle import Idle
 from runta.engine.tasks import Tasks, compose_env
 from runta.models import Output, TaskInfo, TaskSpec
 from runta.store import tasklog
@@ -60,7 +61,7 @@ def test_who_comes_back_unwatched_ends(
         core: Any = SimpleNamespace(
             boxes={"r": box}, spawn=lambda work, name: jobs.append(asyncio.create_task(work, name=name))
         )
-        await Tasks(core).adopt(box)
+        await Tasks(core, Idle(core)).adopt(box)
         await asyncio.gather(*jobs)
 
     asyncio.run(adopt())
