@@ -32,6 +32,7 @@ from runta.models import (
 from runta.rules import check_env, check_name, require_revision
 
 STOP_GRACE = 10.0
+_LOOK_AGAIN = 0.005
 
 
 class Runtimes:
@@ -66,10 +67,13 @@ class Runtimes:
 
     async def _await_creation(self, runtime: Runtime) -> Runtime:
         """What the first request with the same key made, once that one is through."""
+        core = self._core
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._core.answer_after), self._core.locks[runtime.id]:
-                pass
-        return self._core.find_runtime(runtime.id)
+            async with asyncio.timeout(core.answer_after):
+                while core.find_runtime(runtime.id).status is RuntimeStatus.CREATING:
+                    async with core.locks[runtime.id]:
+                        await asyncio.sleep(_LOOK_AGAIN)  # the lock is free until the creation's own job has begun
+        return core.find_runtime(runtime.id)
 
     def _require_ready(self, ref: str) -> Checkpoint:
         checkpoint = self._core.find_checkpoint(ref)

@@ -12,10 +12,12 @@ import ctypes
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runta.errors import KernelError
+from runta.kernel.process import wait_until
 from runta.models import IdMap
 from runta.settings import tool_path
 
@@ -33,6 +35,7 @@ _MS_NODEV = 4
 _MS_PRIVATE = 1 << 18
 _UMOUNT_NOFOLLOW = 8
 _MODE_PASS = 0o711
+_BUSY_TIMEOUT = 5.0
 
 OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=on,metacopy=off"
 """Without these, in a fork: renaming a directory of a layer gives EXDEV, hard links come apart, inotify can't be
@@ -83,13 +86,16 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str | None)
 def unmount(target: Path) -> None:
     """Undo one mount; nothing mounted there is no error. Never lazy: that would hide a leak.
 
+    A busy one is tried again for 5 s: until it executes, a program being started holds copies of our descriptors.
     Raises KernelError if the mount is still in use.
     """
-    if _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) == 0:
-        return
-    if ctypes.get_errno() in (errno.EINVAL, errno.ENOENT):
-        return
-    raise KernelError(f"can't unmount {target}", cause=os.strerror(ctypes.get_errno()))
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOENT):
+            return
+        if number != errno.EBUSY or not wait_until(deadline):
+            raise KernelError(f"can't unmount {target}", cause=os.strerror(number))
 
 
 def open_user_namespace(ids: IdMap) -> int:
@@ -116,15 +122,22 @@ def open_user_namespace(ids: IdMap) -> int:
 
 
 @contextlib.contextmanager
-def _attach_idmapped(source: Path, target: Path, userns: int) -> Iterator[int]:
-    """Show `source` read-only and with mapped ids at `target`, while the block runs; yields a descriptor of it."""
+def _idmapped(source: Path, userns: int) -> Iterator[int]:
+    """A detached mount of `source`, read-only and with mapped ids, while the block runs; yields its descriptor."""
     tree = _open_tree(source)
     try:
         _set_idmap(tree, userns, source)
-        target.mkdir(parents=True, exist_ok=True)
-        _move_mount(tree, target)
+        yield tree
     finally:
         os.close(tree)
+
+
+@contextlib.contextmanager
+def _attached(source: Path, target: Path, userns: int) -> Iterator[int]:
+    """Show such a mount at `target` while the block runs; yields a descriptor of it."""
+    target.mkdir(parents=True, exist_ok=True)
+    with _idmapped(source, userns) as tree:
+        _move_mount(tree, target)
     try:
         fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -139,22 +152,37 @@ def _attach_idmapped(source: Path, target: Path, userns: int) -> Iterator[int]:
 def mount_overlay(lowers: Sequence[Path], *, upper: Path, work: Path, merged: Path, attach: Path, userns: int) -> None:
     """Mount an overlay of `upper` on idmapped `lowers` (newest first) at `merged`.
 
-    `attach` is a directory for the idmapped mounts, which exist only during the call: the overlay keeps its own clones.
-    The lowers are named through descriptors, so that the option page holds about 200 of them whatever their paths'
-    length. Raises KernelError; nothing stays mounted then.
+    The lowers are detached mounts, named through descriptors: the option page holds about 200 of them whatever their
+    paths' length. Before Linux 6.15 an overlay takes attached mounts only: they appear below `attach` during the call,
+    and the overlay keeps its own clones. Raises KernelError; nothing stays mounted then.
     """
+    places = f"upperdir={_escape(upper)},workdir={_escape(work)},{OVERLAY_OPTIONS}"
+    try:
+        try:
+            with contextlib.ExitStack() as stack:
+                trees = [stack.enter_context(_idmapped(lower, userns)) for lower in lowers]
+                _mount_stack(trees, merged, places)
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            _mount_attached(lowers, merged, places, attach, userns)
+    except OSError as err:
+        raise KernelError(f"can't mount the overlay at {merged}", cause=str(err)) from err
+
+
+def _mount_stack(lowers: Sequence[int], merged: Path, places: str) -> None:
+    stack_option = ":".join(f"/proc/self/fd/{fd}" for fd in lowers)
+    _mount("overlay", merged, "overlay", _MS_NODEV, f"lowerdir={stack_option},{places}")
+
+
+def _mount_attached(lowers: Sequence[Path], merged: Path, places: str, attach: Path, userns: int) -> None:
     attach.mkdir(mode=_MODE_PASS, exist_ok=True)
     try:
         with contextlib.ExitStack() as stack:
             fds = [
-                stack.enter_context(_attach_idmapped(lower, attach / str(index), userns))
-                for index, lower in enumerate(lowers)
+                stack.enter_context(_attached(lower, attach / str(index), userns)) for index, lower in enumerate(lowers)
             ]
-            stack_option = ":".join(f"/proc/self/fd/{fd}" for fd in fds)
-            options = f"lowerdir={stack_option},upperdir={_escape(upper)},workdir={_escape(work)},{OVERLAY_OPTIONS}"
-            _mount("overlay", merged, "overlay", _MS_NODEV, options)
-    except OSError as err:
-        raise KernelError(f"can't mount the overlay at {merged}", cause=str(err)) from err
+            _mount_stack(fds, merged, places)
     finally:
         with contextlib.suppress(FileNotFoundError):
             attach.rmdir()

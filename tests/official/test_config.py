@@ -26,6 +26,7 @@ def test_one_file_serves_both(official_house: House, variables: dict[str, str], 
     done = subprocess.run(
         [PYTHONS[package], "-c", PROGRAM],
         env={**env, "HOME": str(tmp_path)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,

@@ -63,6 +63,7 @@ def test_the_package_is_the_official_one() -> None:
         capture_output=True,
         text=True,
         check=True,
+        cwd="/",
     )
     version, place = done.stdout.split()
     assert version == "0.2.5" and "build/official" in place

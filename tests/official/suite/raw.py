@@ -48,6 +48,9 @@ class Command:
     async def say(self, kind: str, **fields: Any) -> None:
         await self.socket.send(json.dumps({"type": kind, **fields}))
 
+    async def write_line(self, line: str) -> None:
+        await self.say("stdin", data_base64=base64.b64encode(f"{line}\n".encode()).decode())
+
     async def write(self, data: bytes, *, step: int = 65536) -> None:
         for start in range(0, len(data), step):
             await self.say("stdin", data_base64=base64.b64encode(data[start : start + step]).decode())

@@ -61,7 +61,8 @@ def test_checkpoint_and_forks_at_once(name):
         async with AsyncRunta() as client, made(client, name) as box:
             await box.files.write("/tmp/state", "one state")
             await box.exec(
-                "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.02; done' >/dev/null 2>&1 </dev/null &"
+                "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.02; done'"
+                " >/dev/null 2>&1 </dev/null & until [ -e /tmp/n ]; do sleep 0.02; done"
             )
             checkpoint = await box.checkpoints.create(name=f"{name}-state")
             try:
@@ -70,8 +71,8 @@ def test_checkpoint_and_forks_at_once(name):
                 try:
                     for fork in forks:
                         assert await fork.files.read("/tmp/state") == b"one state"
-                        first = int((await fork.exec("cat /tmp/n")).stdout_text or 0)
-                        later = int((await fork.exec("sleep 0.2; cat /tmp/n")).stdout_text or 0)
+                        first = int((await fork.exec("cat /tmp/n")).stdout_text)
+                        later = int((await fork.exec("sleep 0.2; cat /tmp/n")).stdout_text)
                         assert later > first > 0
                 finally:
                     await asyncio.gather(*(fork.delete() for fork in forks))
@@ -88,8 +89,8 @@ def test_transfers_at_once(name, tmp_path):
 
     async def run():
         async with AsyncRunta() as client, made(client, name) as box:
-            await asyncio.gather(*(box.files.upload(source, f"/srv/{number}") for number in range(8)))
-            await asyncio.gather(*(box.files.download(f"/srv/{number}", tmp_path / str(number)) for number in range(8)))
+            await asyncio.gather(*(box.files.upload(str(source), f"/srv/{number}") for number in range(8)))
+            await asyncio.gather(*(box.files.download(f"/srv/{number}", f"{tmp_path}/{number}") for number in range(8)))
 
     asyncio.run(run())
     for number in range(8):

@@ -6,7 +6,10 @@ import pytest
 
 from runta import ApiError, CheckpointState, RuntimeStatus
 
-COUNT = "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.02; done' >/dev/null 2>&1 </dev/null &"
+COUNT = (
+    "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.02; done'"
+    " >/dev/null 2>&1 </dev/null & until [ -e /tmp/n ]; do sleep 0.02; done"
+)
 
 
 def test_programs_go_on_in_every_fork(client, make, name):

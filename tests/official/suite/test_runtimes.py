@@ -79,12 +79,12 @@ def test_pause_resume_shutdown_boot(client, make, name):
         box.exec("true")
     assert [runtime.name for runtime in client.runtimes.list(status="paused") if runtime.id == box.id] == [name]
     box.resume()
-    assert box.exec("pgrep -c sleep").stdout_text.strip() == "1"
+    assert box.exec("pgrep -fc '^sleep 600'").stdout_text.strip() == "1"
     box.shutdown()
     assert box.status() is RuntimeStatus.SHUTDOWN
     box.shutdown()
     box.boot()
-    assert box.exec("cat /root/kept; pgrep -c sleep").stdout_text == "kept0\n"
+    assert box.exec("cat /root/kept; pgrep -fc '^sleep 600'").stdout_text == "kept0\n"
 
 
 def test_memory_changes_while_it_runs(make, name):

@@ -32,10 +32,10 @@ def test_a_gibibyte_each_way(client, make, name, tmp_path):
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        box.files.upload(source, "/srv/large")
+        box.files.upload(str(source), "/srv/large")
         assert box.exec("stat -c %s /srv/large; tail -c 3 /srv/large").stdout_text == f"{SIZE}\nend"
         source.unlink()
-        box.files.download("/srv/large", tmp_path / "back")
+        box.files.download("/srv/large", str(tmp_path / "back"))
     finally:
         done.set()
         watching.join()
