@@ -39,6 +39,8 @@ def test_program(official_house: House, variables: dict[str, str], program: str,
             f"--rootdir={SUITE}",
             "-p",
             "no:cacheprovider",
+            "-p",
+            "no:asyncio",
             SUITE / program,
         ],
         env={**variables, "RUNTA_TEST_SERVICE": str(official_house.service.pid), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -47,7 +49,7 @@ def test_program(official_house: House, variables: dict[str, str], program: str,
         text=True,
         timeout=TIMEOUT,
     )
-    assert done.returncode == 0, f"{done.stdout[-8000:]}{done.stderr[-2000:]}\n{official_house.log()[-3000:]}"
+    assert done.returncode == 0, f"{done.stdout[-8000:]}{done.stderr[-2000:]}\n{official_house.log()[-12000:]}"
     assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout
     left = official_house.leaks()
     assert not left

@@ -68,7 +68,7 @@ def test_name_is_invented_and_taken_once(client, make, name):
 def test_pause_resume_shutdown_boot(client, make, name):
     box = make(name)
     box.files.write("/root/kept", "kept")
-    box.exec(["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 </dev/null &"])
+    box.exec("setsid sleep 600 >/dev/null 2>&1 </dev/null & until pgrep -fc '^sleep 600'; do sleep 0.02; done")
     box.pause()
     assert box.status() is RuntimeStatus.PAUSED
     box.pause()
