@@ -58,6 +58,11 @@ class RuntimeDir:
         return self.root / "log"
 
     @property
+    def captured(self) -> Path:
+        """What the runtime's previous capture took, for the next one."""
+        return self.root / "captured.json"
+
+    @property
     def dump(self) -> Path:
         """The dump this runtime is restored from: hard links into the checkpoint, only while restoring."""
         return self.root / "dump"

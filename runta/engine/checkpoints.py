@@ -13,6 +13,7 @@ from runta.engine.sandbox import Dumped
 from runta.errors import FailedPrecondition, ServiceError
 from runta.models import LIVE, Checkpoint, CheckpointKind, CheckpointState, Runtime, RuntimeStatus, new_id, now
 from runta.rules import check_name
+from runta.store.capture import Capture
 from runta.store.staging import stage
 
 
@@ -66,7 +67,7 @@ class CheckpointMaker:
                 runtime = core.find_runtime(runtime_id)
                 _require_kind(runtime, checkpoint.kind)
                 async with core.turns:
-                    dumped = await self._capture(runtime, checkpoint.kind, staged)
+                    capture, dumped = await capture_runtime(core, runtime, checkpoint.kind, staged)
             made = replace(
                 checkpoint,
                 state=CheckpointState.READY,
@@ -75,23 +76,10 @@ class CheckpointMaker:
                 processes=dumped.processes if dumped else (),
             )
             made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
+            await asyncio.to_thread(core.sandboxes.remember_capture, runtime_id, capture, made.spec.layers[0])
         core.database.save_checkpoints([made])
         log.info("checkpoint %s (%s) of %s: ready, pause %s ms", made.name, made.id, made.source_name, made.pause_ms)
         return made
-
-    async def _capture(self, runtime: Runtime, kind: CheckpointKind, staged: Path) -> Dumped | None:
-        core = self._core
-        if kind is CheckpointKind.COLD:
-            await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged)
-            return None
-        if runtime.status is not RuntimeStatus.RUNNING:
-            return await asyncio.to_thread(core.sandboxes.dump, runtime, staged, frozen=True)
-        box = core.box(runtime)
-        await box.hold_still()
-        try:
-            return await asyncio.to_thread(core.sandboxes.dump, runtime, staged, frozen=False)
-        finally:
-            box.let_go()
 
     async def delete(self, ref: str) -> None:
         """Remove a checkpoint. What was restored from it goes on: its layers stay as long as something needs them."""
@@ -104,6 +92,24 @@ class CheckpointMaker:
             core.database.remove_checkpoint(checkpoint.id)
             await asyncio.to_thread(core.layers.sweep, core.needed_layers())
         log.info("checkpoint %s (%s): removed", checkpoint.name, checkpoint.id)
+
+
+async def capture_runtime(
+    core: Core, runtime: Runtime, kind: CheckpointKind, staged: Path
+) -> tuple[Capture, Dumped | None]:
+    """Capture a runtime into `staged`; the caller holds its lock. Most of its files are copied while it still runs."""
+    if kind is CheckpointKind.COLD:
+        return await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged), None
+    capture = await asyncio.to_thread(core.sandboxes.begin_capture, runtime, staged)
+    if runtime.status is not RuntimeStatus.RUNNING:
+        return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=True)
+    box = core.box(runtime)
+    await asyncio.to_thread(capture.prepare)
+    await box.hold_still()
+    try:
+        return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=False)
+    finally:
+        box.let_go()
 
 
 def _require_kind(runtime: Runtime, kind: CheckpointKind) -> None:

@@ -5,6 +5,7 @@ Blocking code: the engine runs it in worker threads, one call at a time for each
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,13 +20,16 @@ from runta.errors import CheckpointFailed, KernelError, RestoreFailed
 from runta.kernel import criu
 from runta.kernel.cgroups import Cgroups
 from runta.kernel.files import open_inside, write_text
+from runta.kernel.mappings import find_shared_mappings
 from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace, unmount
 from runta.kernel.process import ProcessId, identify, kill, wait_gone
 from runta.kernel.runc import Runc
 from runta.layout import Layout, RuntimeDir
 from runta.models import DumpedProcess, IdMap, Runtime
+from runta.store.capture import Capture, read_previous
+from runta.store.hidden import HiddenNames
 from runta.store.inits import Inits
-from runta.store.layers import Capture, Layers
+from runta.store.layers import Layers
 from runta.store.staging import remove_tree
 
 _MODE_PASS = 0o711
@@ -174,25 +178,37 @@ class Sandboxes:
 
     # ---- capture
 
-    def dump(self, runtime: Runtime, staged: Path, *, frozen: bool) -> Dumped:
-        """Dump the processes and capture the upper dir, in one frozen window, side by side.
+    def begin_capture(self, runtime: Runtime, staged: Path) -> Capture:
+        """The capture of a runtime's upper dir into `staged`/layer, with nothing in it yet."""
+        place = self.layout.runtime(runtime.id)
+        return Capture(
+            place.upper,
+            staged / "layer",
+            shift=runtime.spec.ids.start,
+            previous=read_previous(place.captured, self.layers.tree),
+            find_mapped=lambda: find_shared_mappings(
+                self.cgroups.processes(runtime.id), merged=place.merged, upper=place.upper
+            ),
+        )
+
+    def dump(self, runtime: Runtime, staged: Path, capture: Capture, *, frozen: bool) -> Dumped:
+        """Dump the processes and settle the capture of the upper dir, in one frozen window, side by side.
 
         `staged` gets `checkpoint/dump`, `checkpoint/log` and `layer/tree`. `frozen` says that the runtime stands still
         already (it is paused), and stays so. Raises CheckpointFailed with CRIU's cause; the runtime goes on as it was.
         """
         for attempt in range(1, _IN_FLIGHT_TRIES + 1):
             try:
-                return self._dump_once(runtime, staged, frozen=frozen)
+                return self._dump_once(runtime, staged, capture, frozen=frozen)
             except CheckpointFailed as err:
                 if attempt == _IN_FLIGHT_TRIES or frozen or not _PASSES.search(err.cause or ""):
                     raise
                 remove_tree(staged / "checkpoint")
-                remove_tree(staged / "layer")
                 remove_tree(staged / "remaps")
                 time.sleep(_IN_FLIGHT_PAUSE * attempt)
         raise AssertionError("unreachable")
 
-    def _dump_once(self, runtime: Runtime, staged: Path, *, frozen: bool) -> Dumped:
+    def _dump_once(self, runtime: Runtime, staged: Path, capture: Capture, *, frozen: bool) -> Dumped:
         place = self.layout.runtime(runtime.id)
         dump, work = staged / "checkpoint" / "dump", staged / "checkpoint" / "log"
         for directory in (dump.parent, dump, work):
@@ -203,17 +219,17 @@ class Sandboxes:
         write_text(place.criu_conf, compose_criu_options({"action-script": str(place.bundle / "post-dump")}))
         groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
         lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
-        capture = Capture(place.upper, staged / "layer", merged=place.merged, shift=runtime.spec.ids.start)
+        hidden = HiddenNames(capture, upper=place.upper, merged=place.merged, shift=runtime.spec.ids.start)
         started = time.monotonic()
         if not frozen:
             self.cgroups.freeze(runtime.id)
         try:
             with ThreadPoolExecutor(1) as pool:
-                copying = pool.submit(capture.copy)
+                settling = pool.submit(capture.settle)
                 self._dump_processes(runtime.id, place, dump, work)
-                copying.result()
-            capture.add_link_remaps(remaps)
-            capture.add_aliases(lowers, groups)
+                settling.result()
+            hidden.add_link_remaps(remaps)
+            hidden.add_aliases(lowers, groups)
         finally:
             if not frozen:
                 self.cgroups.thaw(runtime.id)
@@ -234,19 +250,25 @@ class Sandboxes:
             reason = criu.explain(criu.read_log([log]))
             raise CheckpointFailed(f"CRIU can't dump: {reason.what}", cause=reason.line, hint=reason.hint) from err
 
-    def capture_disk(self, runtime: Runtime, staged: Path) -> None:
+    def capture_disk(self, runtime: Runtime, staged: Path) -> Capture:
         """Capture the upper dir of a runtime without processes. The overlay is mounted for it: names must be found."""
         place = self.layout.runtime(runtime.id)
-        capture = Capture(place.upper, staged / "layer", merged=place.merged, shift=runtime.spec.ids.start)
+        capture = self.begin_capture(runtime, staged)
         (staged / "checkpoint").mkdir(mode=_MODE_PRIVATE)
         with Undo() as undo:
             self._mount(runtime, place, undo)
-            capture.copy()
-            capture.add_aliases(
+            capture.settle()
+            HiddenNames(capture, upper=place.upper, merged=place.merged, shift=runtime.spec.ids.start).add_aliases(
                 self.layers.lowers(runtime.spec.image, runtime.spec.layers),
                 self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers),
             )
         unmount(place.merged)
+        return capture
+
+    def remember_capture(self, runtime_id: str, capture: Capture, layer_id: str) -> None:
+        """Let the runtime's next capture link to this one's layer. A runtime that is gone has none."""
+        with contextlib.suppress(FileNotFoundError):
+            capture.remember(self.layout.runtime(runtime_id).captured, layer_id)
 
     # ---- end
 

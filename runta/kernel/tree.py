@@ -99,13 +99,16 @@ def _root_of(path: Path, name: str) -> Path:
 def copy_content(source: Path, target: Path, size: int) -> None:
     """Copy a regular file's content: a reflink where the file system can, else its data with the holes kept."""
     with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
-        if size == 0:
-            return
-        if _reflink(reader.fileno(), writer.fileno()):
-            return
-        for start, end in _data_ranges(reader.fileno(), size):
-            _copy_range(reader.fileno(), writer.fileno(), start, end)
-        writer.truncate(size)
+        copy_data(reader.fileno(), writer.fileno(), size)
+
+
+def copy_data(reader: int, writer: int, size: int) -> None:
+    """The same between descriptors; `writer` is an empty file."""
+    if size == 0 or _reflink(reader, writer):
+        return
+    for start, end in _data_ranges(reader, size):
+        _copy_range(reader, writer, start, end)
+    os.ftruncate(writer, size)
 
 
 def _reflink(reader: int, writer: int) -> bool:
@@ -151,6 +154,21 @@ def copy_metadata(source: Path, target: Path, *, shift: int) -> None:
             value = shift_xattr(name, os.getxattr(source, name, follow_symlinks=False), shift)
             _set_xattr(target, name, value)
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+
+
+def copy_attributes(source: int, target: int, info: os.stat_result, *, shift: int, renew: bool = False) -> None:
+    """Owner, mode, xattrs and times of what is behind a descriptor; `info` is the source's state.
+
+    `renew`: the target is no new file, and xattrs that the source has no more are removed.
+    """
+    os.chown(target, _unshift(info.st_uid, shift), _unshift(info.st_gid, shift))
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+    kept = {name for name in os.listxattr(source) if is_kept(name)}
+    for name in set(os.listxattr(target)) - kept if renew else ():
+        os.removexattr(target, name)
+    for name in kept:
+        os.setxattr(target, name, shift_xattr(name, os.getxattr(source, name), shift))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def _set_xattr(target: Path, name: str, value: bytes) -> None:
@@ -200,9 +218,8 @@ def _unshift(number: int, shift: int) -> int:
     return number - shift if number >= shift else number
 
 
-def is_whiteout(path: Path) -> bool:
-    """Whether this entry of an upper dir or layer says that a name is gone (a 0:0 character device)."""
-    info = path.lstat()
+def is_whiteout(info: os.stat_result) -> bool:
+    """Whether an entry of an upper dir or layer says that a name is gone (a 0:0 character device)."""
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 

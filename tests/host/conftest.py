@@ -112,7 +112,7 @@ class House:
             "runc": sorted({entry.name for entry in self.layout.runc_root.iterdir()} - known),
             "layers": [] if kept or known else [entry.name for entry in self.layout.layers.iterdir()],
             "cgroups": sorted((cgroups.left_over() - known) & self.seen),
-            "network namespaces": sorted(network_namespaces() - self.namespaces_before - namespaces_of(known)),
+            "network namespaces": sorted(namespaces_of(self.seen - known)),
             "processes": [
                 line for line in guest_processes() if str(self.root) in line and not any(one in line for one in known)
             ],
@@ -120,7 +120,6 @@ class House:
         return {what: items for what, items in found.items() if items}
 
     seen: set[str] = field(default_factory=set)
-    namespaces_before: set[str] = field(default_factory=lambda: network_namespaces())
 
     def runtime_dirs(self) -> set[str]:
         names = {entry.name for entry in self.layout.runtimes.iterdir()} if self.layout.runtimes.exists() else set()
@@ -136,23 +135,14 @@ class House:
                 client.checkpoints.delete(checkpoint.id)
 
 
-def network_namespaces() -> set[str]:
-    """Those that some process is in."""
+def namespaces_of(runtime_ids: set[str]) -> set[str]:
+    """Network namespaces of the processes in these runtimes' cgroups."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                found.add(str((entry / "ns/net").readlink()))
-    return found
-
-
-def namespaces_of(runtime_ids: set[str]) -> set[str]:
-    """Network namespaces of these runtimes' guest inits."""
-    pids = [line.split()[0] for line in guest_processes() if any(one in line for one in runtime_ids)]
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found.add(str(Path(f"/proc/{pid}/ns/net").readlink()))
+                if any(one in (entry / "cgroup").read_text() for one in runtime_ids):
+                    found.add(str((entry / "ns/net").readlink()))
     return found
 
 
