@@ -163,7 +163,10 @@ class Cgroups:
 
 
 def find_cgroups(mountinfo: str | None = None) -> Cgroups:
-    """The hierarchies that are mounted on this host (proc(5), mountinfo)."""
+    """The hierarchies that are mounted on this host (proc(5), mountinfo).
+
+    Of each the first mount counts: CRIU mounts them once more, in a directory of its own, while it restores.
+    """
     text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
     v1: dict[str, Path] = {}
     v2: Path | None = None
@@ -173,7 +176,8 @@ def find_cgroups(mountinfo: str | None = None) -> Cgroups:
         if fstype == "cgroup2":
             v2 = v2 or point
         elif fstype == "cgroup":
-            v1.update((name, point) for name in options.split(",") if name not in ("rw", "ro", "xattr"))
+            for name in set(options.split(",")) - {"rw", "ro", "xattr"}:
+                v1.setdefault(name, point)
     return Cgroups(v1, v2)
 
 

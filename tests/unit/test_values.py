@@ -207,6 +207,8 @@ def test_cgroup_hierarchies() -> None:
     assert not hybrid.unified
     assert hybrid.v1["cpuacct"] == Path("/sys/fs/cgroup/cpu,cpuacct")
     assert hybrid.v2 == Path("/sys/fs/cgroup/unified")
+    meanwhile = find_cgroups(HYBRID + "99 1 0:44 / /state/log/.criu.cgyard.x/freezer rw - cgroup none rw,freezer\n")
+    assert meanwhile == hybrid
     unified = find_cgroups("32 27 0:32 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n")
     assert unified.unified
     assert unified.path("x") == "/runta/x"
