@@ -201,14 +201,22 @@ def compose_seccomp() -> dict[str, Any]:
 
 
 def compose_criu_options(extra: Mapping[str, str] | None = None) -> str:
-    """CRIU's options file: what runc's command line can't say, or says differently from version to version."""
+    """CRIU's options file: what runc's command line can't say, or says differently from version to version.
+
+    An option whose argument may be left out takes it after `=` only (criu, config.c); written apart, the argument is
+    dropped without a word. The network namespace is made empty at a restore and set up by the createRuntime hook, as at
+    the first start: nothing inside may change it, so there is nothing of it to dump. Nothing outside can send to it
+    while it is frozen, so it needs no lock.
+    """
     options = {
-        "network-lock": "nftables",
+        "network-lock": "skip",
+        "empty-ns": "net",
         "ghost-limit": str(1 << 30),
         "link-remap": "",
         "file-locks": "",
-        "manage-cgroups": "ignore",
+        "manage-cgroups=ignore": "",
         "tcp-established": "",
+        "verbosity=2": "",
         **(extra or {}),
     }
     return "".join(f"{name} {value}".rstrip() + "\n" for name, value in options.items())

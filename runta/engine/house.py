@@ -26,6 +26,7 @@ from runta.engine.tasks import Attachment, Tasks
 from runta.errors import AlreadyExists, FailedPrecondition, NotFound
 from runta.kernel import hook
 from runta.kernel.cgroups import find_cgroups
+from runta.kernel.criu_cache import drop_cache, provide_cache
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
 from runta.kernel.network import NetworkHelper
 from runta.kernel.privileges import adopt_orphans, name_process, require_root
@@ -99,6 +100,7 @@ class LocalEngine:
         self._core.boxes.clear()
         self._network.close()
         self._core.sandboxes.close()
+        drop_cache(self._core.layout.run_dir)
         self._core.database.close()
         self._events.close()
         os.close(self._lock)
@@ -254,7 +256,7 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
     inits, layers = Inits(layout), Layers(layout)
     database = Database(layout.database)
     database.open()
-    path = f"{criu.parent}:{tool_path()}"
+    path = f"{provide_cache(criu, layout.run_dir)}:{tool_path()}"
     sandboxes = Sandboxes(
         layout=layout,
         layers=layers,

@@ -31,6 +31,7 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY = 0x1
 _MOUNT_ATTR_IDMAP = 0x00100000
+_MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_PRIVATE = 1 << 18
 _UMOUNT_NOFOLLOW = 8
@@ -81,6 +82,11 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str | None)
     given = data.encode() if data is not None else None
     if _libc.mount(source.encode(), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), given) != 0:
         raise _fail(f"mount {fstype}", target)
+
+
+def mount_tmpfs(target: Path, *, size: int) -> None:
+    """Mount a tmpfs of `size` bytes for root alone. Raises OSError."""
+    _mount("tmpfs", target, "tmpfs", _MS_NODEV | _MS_NOSUID, f"size={size},mode=0700")
 
 
 def unmount(target: Path) -> None:

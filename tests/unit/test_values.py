@@ -188,9 +188,7 @@ def test_config() -> None:
 
 def test_criu_options() -> None:
     lines = compose_criu_options({"action-script": "/x/y"}).splitlines()
-    assert {"link-remap", "file-locks", "manage-cgroups ignore", "network-lock nftables", "action-script /x/y"} <= set(
-        lines
-    )
+    assert {"link-remap", "file-locks", "manage-cgroups=ignore", "empty-ns net", "action-script /x/y"} <= set(lines)
     assert any(line.startswith("ghost-limit ") for line in lines)
     assert "'/a b/upper'" in compose_post_dump(Path("/a b/upper"), Path("/out"))
 
