@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AsyncRuntimeCheckpointManager,
         AsyncSecretManager,
     )
+    from runta.client.forks import Fork
     from runta.client.sync import Runta, Runtime, RuntimeManager
     from runta.client.sync_parts import (
         CheckpointManager,
@@ -70,6 +71,7 @@ __all__ = [
     "EgressPolicy",
     "ExecutionError",
     "FileManager",
+    "Fork",
     "IngressSpec",
     "PatchRuntimeResourceRequests",
     "PatchRuntimeResources",
@@ -96,6 +98,7 @@ _HOMES = {
         "AsyncRuntimeCheckpointManager",
         "AsyncSecretManager",
     },
+    "runta.client.forks": {"Fork"},
     "runta.client.sync": {"Runta", "Runtime", "RuntimeManager"},
     "runta.client.sync_parts": {
         "CheckpointManager",

@@ -147,6 +147,11 @@ class Layout:
         return self.state_dir / "runtimes"
 
     @property
+    def replaced(self) -> Path:
+        """Directories of runtimes that are being rolled back, `<id>@<revision>`."""
+        return self.state_dir / "replaced"
+
+    @property
     def staging(self) -> Path:
         return self.state_dir / "staging"
 

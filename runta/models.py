@@ -159,6 +159,8 @@ class Runtime:
     updated_at: str
     parent_checkpoint: str | None = None
     """The checkpoint it was restored from."""
+    parent_runtime: str | None = None
+    """The runtime it was forked from, without a checkpoint between."""
     generation: int = 0
     """How many restores lie between a first boot and this runtime."""
     ingress: tuple[IngressSpec, ...] = ()

@@ -97,5 +97,5 @@ def test_habits(path: Path) -> None:
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}: bare except"
         if isinstance(node, ast.Attribute) and node.attr == "environ" and getattr(node.value, "id", "") == "os":
             assert module == "settings", f"{module} reads the environment"
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fork":
+        if isinstance(node, ast.Attribute) and node.attr == "fork" and getattr(node.value, "id", "") == "os":
             raise AssertionError(f"{module} forks")

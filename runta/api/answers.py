@@ -145,6 +145,15 @@ class RuntimeView(Answer):
     tls_passthrough_hosts: list[str]
 
 
+class ForkErrorView(ErrorView):
+    status: int
+
+
+class ForkView(Answer):
+    runtime: RuntimeView | None
+    error: ForkErrorView | None
+
+
 class SourceView(Answer):
     id: str | None
     name: str

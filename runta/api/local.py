@@ -3,6 +3,8 @@
 | method, path below /v2/local | query, body | success |
 |---|---|---|
 | GET /runtimes/{id}, /checkpoints/{id} | | 200 {data: all fields of runta.models} |
+| POST /runtimes/{id}/fork | {names: [name or null]} | 201 {data: [{runtime or null, error or null}]} |
+| POST /runtimes/{id}/rollback | {checkpoint: id or name} | 200 {data: runtime} |
 | GET /runtimes/{id}/tasks | | 200 {data: [TaskInfo]} |
 | POST /runtimes/{id}/tasks/{task}/signal | {signal: name} | 200 {data: {}} |
 | WebSocket /runtimes/{id}/tasks/{task}/attach | stdout_offset, stderr_offset | exec stream frames, with offsets |
@@ -25,14 +27,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from runta.api.answers import Done, Listed, Single, answers, binary, empty, takes_bytes
+from runta.api.answers import Done, ForkView, Listed, RuntimeView, Single, answers, binary, empty, takes_bytes
 from runta.api.chunks import OCTETS, TAR, respond_in_chunks
 from runta.api.context import EngineOf
 from runta.api.files import PathOf
 from runta.api.frames import parse_signal
-from runta.api.schemas import BuildBody, SignalBody
+from runta.api.schemas import BuildBody, ForkBody, RollbackBody, SignalBody
 from runta.api.session import Session
-from runta.api.views import Json, view_local
+from runta.api.views import Json, view_fork, view_local, view_runtime
 from runta.models import Checkpoint, Image, Runtime, TaskInfo
 
 router = APIRouter(prefix="/v2/local", tags=["local"])
@@ -51,6 +53,18 @@ async def inspect_runtime(engine: EngineOf, ref: str) -> Json:
 async def inspect_checkpoint(engine: EngineOf, ref: str) -> Json:
     """All that is known of a checkpoint, by id or name."""
     return {"data": view_local(await engine.get_checkpoint(ref))}
+
+
+@router.post("/runtimes/{ref}/fork", status_code=201, responses=answers(201, Listed[ForkView]))
+async def fork_runtime(engine: EngineOf, ref: str, body: ForkBody) -> Json:
+    """Capture once, restore once for each name; answers when all run or failed, each with its own result."""
+    return {"data": [view_fork(result) for result in await engine.fork_runtime(ref, body.names)]}
+
+
+@router.post("/runtimes/{ref}/rollback", responses=answers(200, Single[RuntimeView]))
+async def roll_back_runtime(engine: EngineOf, ref: str, body: RollbackBody) -> Json:
+    """Put a runtime back to a checkpoint of its lineage; its id and name stay."""
+    return {"data": view_runtime(await engine.roll_back_runtime(ref, body.checkpoint))}
 
 
 @router.get("/runtimes/{ref}/tasks", responses=answers(200, Listed[TaskInfo]))

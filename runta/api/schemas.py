@@ -25,6 +25,7 @@ from runta.rules import MAX_SECRET_BYTES, check_env
 MAX_INGRESS = 16
 MAX_CACHE_SECS = 3600
 MAX_HOSTS = 128
+MAX_FORKS = 100
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 
@@ -228,6 +229,16 @@ class NewSecretBody(SecretBody):
     """POST /v2/secrets."""
 
     name: str = Field(min_length=1, max_length=128)
+
+
+class ForkBody(Body):
+    """POST /v2/local/runtimes/{id}/fork: a name for each fork, null for one that is made up."""
+
+    names: list[str | None] = Field(min_length=1, max_length=MAX_FORKS)
+
+
+class RollbackBody(Body):
+    checkpoint: str = Field(min_length=1)
 
 
 class SignalBody(Body):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from runta.errors import ServiceError
 from runta.models import (
     DEFAULT_IMAGE,
     Checkpoint,
@@ -48,6 +49,13 @@ def view_runtime(runtime: Runtime) -> Json:
         "error_message": _shorten(runtime.error_message),
         **_view_hosted(),
     }
+
+
+def view_fork(result: Runtime | ServiceError) -> Json:
+    """One fork of several: the runtime, or its own error as the envelope would tell it."""
+    if isinstance(result, Runtime):
+        return {"runtime": view_runtime(result), "error": None}
+    return {"runtime": None, "error": {"code": result.code, "message": str(result), "status": result.http_status}}
 
 
 def _view_hosted() -> Json:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "resume": "runta.cli.runtimes:resume",
     "shutdown": "runta.cli.runtimes:shutdown",
     "boot": "runta.cli.runtimes:boot",
+    "fork": "runta.cli.fork:fork",
     "rm": "runta.cli.runtimes:rm",
     "cp": "runta.cli.copy:cp",
     "snapshot": "runta.cli.snapshot:app",

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: create, ls, restore, rm, inspect."""
+"""Commands on checkpoints: create, ls, restore, rollback, rm, inspect."""
 
 from __future__ import annotations
 
@@ -72,6 +72,21 @@ def restore(
     with door.client() as client:
         found = client.checkpoints.get(checkpoint)
         show_new(door, "restore", client.runtimes.create(name, checkpoint_id=found.id))
+
+
+@app.command("rollback")
+def rollback(
+    ctx: typer.Context,
+    runtime: Annotated[str, typer.Argument(metavar="RUNTIME", help="What to put back: name or id.")],
+    checkpoint: Checkpoint,
+    as_json: Json = False,
+) -> None:
+    """Put a runtime back to one of its checkpoints, in its place; what it did since is lost."""
+    door = door_of(ctx)
+    with door.client() as client:
+        found = client.runtimes.get(runtime)
+        found.roll_back(client.checkpoints.get(checkpoint).id)
+        show_new(door, "rollback", found)
 
 
 @app.command("rm")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from runta.client import runtimes
+from runta.client import forks, runtimes
 from runta.client.aio_parts import (
     AsyncCheckpointManager,
     AsyncEgressManager,
@@ -21,6 +21,7 @@ from runta.client.aio_parts import (
 from runta.client.blocking import Driver
 from runta.client.endpoint import Endpoint, resolve_endpoint
 from runta.client.execution import Session
+from runta.client.forks import Fork
 from runta.client.nonblocking import AsyncDriver
 from runta.client.options import check_client_options
 from runta.client.steps import MAX_ATTEMPTS, Steps
@@ -289,6 +290,20 @@ class AsyncRuntime:
     async def restore(self, checkpoint_id: str, *, name: str | None = None, **create_options: Any) -> AsyncRuntime:
         """A new runtime from a checkpoint; this one stays as it is."""
         return await self._client.runtimes.create(name, checkpoint_id=checkpoint_id, **create_options)
+
+    async def fork(self, count: int = 1, *, name: str | None = None) -> list[Fork[AsyncRuntime]]:
+        """Capture this runtime once and make `count` new ones of it, all at once; it goes on.
+
+        They are called `name` (one), or `name-1`, `name-2` … Each has its runtime or its own error; raises ApiError
+        where the capture fails.
+        """
+        made = await self._client.perform(forks.fork_runtime(self.id, forks.name_forks(name, count)))
+        return [Fork(AsyncRuntime(self._client, one.runtime) if one.runtime else None, one.error) for one in made]
+
+    async def roll_back(self, checkpoint_id: str, *, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+        """Put this runtime back to a checkpoint of its own lineage; its id and name stay, what it did since is lost."""
+        await self._keep(forks.roll_back_runtime(self.id, checkpoint_id))
+        await self.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
 
     async def _start(self, verb: str, wait: bool, timeout: float, poll_interval: float) -> None:
         await self._keep(runtimes.change_runtime(self.id, verb))

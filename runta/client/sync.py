@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from runta.client import runtimes
+from runta.client import forks, runtimes
 from runta.client.blocking import Driver
 from runta.client.endpoint import Endpoint, resolve_endpoint
 from runta.client.execution import Session
+from runta.client.forks import Fork
 from runta.client.options import check_client_options
 from runta.client.steps import MAX_ATTEMPTS, Steps
 from runta.client.sync_parts import (
@@ -278,6 +279,20 @@ class Runtime:
     def restore(self, checkpoint_id: str, *, name: str | None = None, **create_options: Any) -> Runtime:
         """A new runtime from a checkpoint; this one stays as it is."""
         return self._client.runtimes.create(name, checkpoint_id=checkpoint_id, **create_options)
+
+    def fork(self, count: int = 1, *, name: str | None = None) -> list[Fork[Runtime]]:
+        """Capture this runtime once and make `count` new ones of it, all at once; it goes on.
+
+        They are called `name` (one), or `name-1`, `name-2` … Each has its runtime or its own error; raises ApiError
+        where the capture fails.
+        """
+        made = self._client.perform(forks.fork_runtime(self.id, forks.name_forks(name, count)))
+        return [Fork(Runtime(self._client, one.runtime) if one.runtime else None, one.error) for one in made]
+
+    def roll_back(self, checkpoint_id: str, *, timeout: float = 240.0, poll_interval: float = 0.5) -> None:
+        """Put this runtime back to a checkpoint of its own lineage; its id and name stay, what it did since is lost."""
+        self._keep(forks.roll_back_runtime(self.id, checkpoint_id))
+        self.wait_until_ready(timeout=timeout, poll_interval=poll_interval)
 
     def _start(self, verb: str, wait: bool, timeout: float, poll_interval: float) -> None:
         self._keep(runtimes.change_runtime(self.id, verb))

@@ -30,7 +30,7 @@ class CheckpointMaker:
         """
         core = self._core
         runtime = core.find_runtime(ref)
-        _require_kind(runtime, kind)
+        require_kind(runtime, kind)
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(runtime.id))
         checkpoint = _compose(runtime, name, kind)
         core.database.add_checkpoint(checkpoint)
@@ -65,7 +65,7 @@ class CheckpointMaker:
         with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged:
             async with core.locks[runtime_id]:
                 runtime = core.find_runtime(runtime_id)
-                _require_kind(runtime, checkpoint.kind)
+                require_kind(runtime, checkpoint.kind)
                 async with core.turns:
                     capture, dumped = await capture_runtime(core, runtime, checkpoint.kind, staged)
             made = replace(
@@ -112,7 +112,8 @@ async def capture_runtime(
         box.let_go()
 
 
-def _require_kind(runtime: Runtime, kind: CheckpointKind) -> None:
+def require_kind(runtime: Runtime, kind: CheckpointKind) -> None:
+    """Raise FailedPrecondition where a runtime is in no state for this kind of checkpoint."""
     if kind is CheckpointKind.FULL and runtime.status not in LIVE:
         raise FailedPrecondition(
             f"runtime {runtime.name} has no processes to capture",

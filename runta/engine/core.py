@@ -15,7 +15,7 @@ from runta.engine.journal import Journal
 from runta.engine.sandbox import Sandboxes
 from runta.errors import FailedPrecondition, NotFound, Unavailable
 from runta.layout import Layout
-from runta.models import Checkpoint, IdMap, Runtime, RuntimeStatus, may_follow, now
+from runta.models import Checkpoint, CheckpointState, IdMap, Runtime, RuntimeStatus, may_follow, now
 from runta.rules import require_running, suggest
 from runta.store.checkpoints import Checkpoints, HostFacts
 from runta.store.database import Database
@@ -79,6 +79,18 @@ class Core:
             known = (found.name for found in self.database.checkpoints())
             hint = suggest(ref, known) or "`runta snapshot create RUNTIME NAME` makes one"
             raise NotFound(f"there is no checkpoint {ref!r}", hint=hint)
+        return checkpoint
+
+    def find_ready(self, ref: str) -> Checkpoint:
+        """A checkpoint that can be restored. Raises NotFound or FailedPrecondition."""
+        checkpoint = self.find_checkpoint(ref)
+        if checkpoint.state is not CheckpointState.READY:
+            making = checkpoint.state is CheckpointState.CREATING
+            raise FailedPrecondition(
+                f"checkpoint '{checkpoint.name}' is not ready (state: {checkpoint.state})",
+                cause=checkpoint.error_message,
+                hint="wait until it is ready" if making else "make another one",
+            )
         return checkpoint
 
     def box(self, runtime: Runtime) -> Box:

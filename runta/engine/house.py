@@ -17,13 +17,14 @@ from pathlib import Path
 from runta.engine.checkpoints import CheckpointMaker
 from runta.engine.core import Core
 from runta.engine.files import Files
+from runta.engine.forks import Forks
 from runta.engine.idle import Idle
 from runta.engine.journal import Journal, shorten
 from runta.engine.recovery import recover
 from runta.engine.runtimes import Runtimes
 from runta.engine.sandbox import Sandboxes
 from runta.engine.tasks import Attachment, Tasks
-from runta.errors import AlreadyExists, FailedPrecondition, NotFound
+from runta.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError
 from runta.kernel import hook
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.criu_cache import drop_cache, provide_cache
@@ -79,6 +80,7 @@ class LocalEngine:
         self._tasks = Tasks(core, self._idle)
         self._runtimes = Runtimes(core, self._tasks)
         self._checkpoints = CheckpointMaker(core)
+        self._forks = Forks(core, self._runtimes)
         self._files = Files(core, self._idle)
 
     async def start(self) -> None:
@@ -131,6 +133,12 @@ class LocalEngine:
 
     async def patch_runtime(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
         return await self._runtimes.patch(ref, changes, expected_revision=expected_revision)
+
+    async def fork_runtime(self, ref: str, names: Sequence[str | None]) -> Sequence[Runtime | ServiceError]:
+        return await self._forks.fork(ref, names)
+
+    async def roll_back_runtime(self, ref: str, checkpoint: str) -> Runtime:
+        return await self._forks.roll_back(ref, checkpoint)
 
     async def start_task(self, ref: str, spec: TaskSpec) -> Attachment:
         return await self._tasks.start(ref, spec)
@@ -287,7 +295,7 @@ def make_directories(layout: Layout) -> None:
     for path in (layout.state_dir, layout.run_dir, layout.runtimes, layout.images, layout.inits):
         path.mkdir(mode=_MODE_PASS, parents=True, exist_ok=True)
         path.chmod(_MODE_PASS)
-    for path in (layout.layers, layout.checkpoints, layout.staging, layout.runc_root):
+    for path in (layout.layers, layout.checkpoints, layout.staging, layout.replaced, layout.runc_root):
         path.mkdir(mode=_MODE_PRIVATE, parents=True, exist_ok=True)
 
 

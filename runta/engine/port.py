@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from typing import Protocol
 
+from runta.errors import ServiceError
 from runta.models import (
     Checkpoint,
     CheckpointKind,
@@ -84,6 +85,17 @@ class Engine(Protocol):
     async def patch_runtime(
         self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None
     ) -> Runtime: ...
+
+    async def fork_runtime(self, ref: str, names: Sequence[str | None]) -> Sequence[Runtime | ServiceError]:
+        """Capture a live runtime once and restore it once for each name (None: one is made up); it goes on.
+
+        One result for each, in order: the runtime, or its own error. Raises where the capture fails.
+        """
+        ...
+
+    async def roll_back_runtime(self, ref: str, checkpoint: str) -> Runtime:
+        """Put a runtime back to a checkpoint of its own lineage, under its id and name. What it did since is lost."""
+        ...
 
     async def start_task(self, ref: str, spec: TaskSpec) -> TaskStream:
         """A command that can not be found or executed is no error here: its stream ends with Exit 127 or 126 (shell

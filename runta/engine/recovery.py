@@ -21,6 +21,7 @@ async def recover(core: Core, runtimes: Runtimes) -> None:
             await _settle(core, runtimes, runtime)
         except (ServiceError, OSError) as err:
             log.warning("runtime %s (%s) could not be recovered: %s", runtime.name, runtime.id, err)
+    await asyncio.to_thread(_settle_rollbacks, core)
     _settle_checkpoints(core)
     await asyncio.to_thread(_remove_strays, core)
 
@@ -59,6 +60,19 @@ async def _record_end(core: Core, runtime: Runtime) -> None:
     core.move(
         runtime, status, desired_status=RuntimeStatus.SHUTDOWN, error_message=reason, init_pid=None, init_start=None
     )
+
+
+def _settle_rollbacks(core: Core) -> None:
+    """A rollback whose result was recorded is done; before that, the runtime gets back the disk it had."""
+    for entry in core.layout.replaced.iterdir():
+        runtime_id, _, revision = entry.name.partition("@")
+        runtime = core.database.find_runtime(runtime_id)
+        if runtime is None or str(runtime.revision) != revision:
+            remove_tree(entry)
+            continue
+        core.sandboxes.put_back(runtime)
+        reason = "the service ended during a rollback"
+        core.save(runtime, status=RuntimeStatus.SHUTDOWN, error_message=reason, revision=runtime.revision + 1)
 
 
 def _settle_checkpoints(core: Core) -> None:

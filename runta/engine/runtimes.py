@@ -19,7 +19,6 @@ from runta.models import (
     LIVE,
     Checkpoint,
     CheckpointKind,
-    CheckpointState,
     CreateRuntime,
     PatchRuntime,
     Resources,
@@ -49,7 +48,7 @@ class Runtimes:
         core = self._core
         if idempotency_key and (known := core.database.find_by_key(idempotency_key)):
             return await self._await_creation(known)
-        checkpoint = self._require_ready(request.checkpoint) if request.checkpoint else None
+        checkpoint = self._core.find_ready(request.checkpoint) if request.checkpoint else None
         runtime = self._compose(request, checkpoint)
         require_room(core.layout.state_dir)
         try:
@@ -74,16 +73,6 @@ class Runtimes:
                     async with core.locks[runtime.id]:
                         await asyncio.sleep(_LOOK_AGAIN)  # the lock is free until the creation's own job has begun
         return core.find_runtime(runtime.id)
-
-    def _require_ready(self, ref: str) -> Checkpoint:
-        checkpoint = self._core.find_checkpoint(ref)
-        if checkpoint.state is not CheckpointState.READY:
-            raise FailedPrecondition(
-                f"checkpoint '{checkpoint.name}' is not ready (state: {checkpoint.state})",
-                cause=checkpoint.error_message,
-                hint="wait until it is ready" if checkpoint.state is CheckpointState.CREATING else "make another one",
-            )
-        return checkpoint
 
     def _compose(self, request: CreateRuntime, checkpoint: Checkpoint | None) -> Runtime:
         runtime_id = new_id()
@@ -131,7 +120,7 @@ class Runtimes:
         details = {"image": runtime.spec.image_name} if checkpoint is None else {"checkpoint": checkpoint.name}
         with core.journal.recording(kind, runtime, **details):
             try:
-                return await self._bring_up(runtime, checkpoint)
+                return await self.bring_up(runtime, lambda: self.start_processes(runtime, checkpoint))
             except BaseException as error:
                 if audience.present:
                     core.database.remove_runtime(runtime.id)
@@ -145,19 +134,20 @@ class Runtimes:
         code = error.code if isinstance(error, ServiceError) else "internal"
         self._core.move(runtime, RuntimeStatus.ERROR, error_code=code, error_message=str(error)[:4096])
 
-    async def _bring_up(self, runtime: Runtime, checkpoint: Checkpoint | None) -> Runtime:
-        sandboxes = self._core.sandboxes
+    async def bring_up(self, runtime: Runtime, start: Callable[[], ProcessId]) -> Runtime:
+        """Start a recorded runtime's processes and go live with it; a failure leaves nothing on the host."""
         with translating(f"runtime {runtime.name}"):
             async with self._core.locks[runtime.id]:
                 async with self._core.turns:
-                    process = await asyncio.to_thread(self._start_processes, runtime, checkpoint)
+                    process = await asyncio.to_thread(start)
                 try:
-                    return await self._go_live(runtime, process)
+                    return await self.go_live(runtime, process)
                 except BaseException:
-                    await asyncio.to_thread(sandboxes.destroy, runtime.id)
+                    await asyncio.to_thread(self._core.sandboxes.destroy, runtime.id)
                     raise
 
-    def _start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None) -> ProcessId:
+    def start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None) -> ProcessId:
+        """Boot a runtime, or restore it from a verified checkpoint. Blocking."""
         core = self._core
         if checkpoint is not None:
             core.checkpoints.verify(checkpoint.id)
@@ -165,7 +155,7 @@ class Runtimes:
             return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump)
         return core.sandboxes.boot(runtime)
 
-    async def _go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
+    async def go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
         """From a running container to a runtime that accepts work."""
         box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
         try:
@@ -232,7 +222,7 @@ class Runtimes:
 
         async def work(_: Audience) -> Runtime | None:
             with core.journal.recording("runtime.delete", runtime):
-                async with self._changing(runtime.id, expected_revision) as found:
+                async with self.changing(runtime.id, expected_revision) as found:
                     if found.status is not wanted:
                         found = core.move(found, wanted, desired_status=wanted)
                     await self.finish_delete(found)
@@ -258,7 +248,7 @@ class Runtimes:
 
         async def work(_: Audience) -> Runtime:
             with core.journal.recording(kind, runtime):
-                async with self._changing(runtime.id, expected_revision) as found:
+                async with self.changing(runtime.id, expected_revision) as found:
                     return await act(found)
 
         return await core.answer(
@@ -273,10 +263,10 @@ class Runtimes:
         self._require(runtime, LIVE | {RuntimeStatus.CRASHED}, "be shut down")
         if runtime.status in (RuntimeStatus.PAUSED, RuntimeStatus.SUSPENDED):
             runtime = await thaw(self._core, runtime)
-        await self._end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
+        await self.end_processes(runtime, gently=runtime.status is RuntimeStatus.RUNNING)
         return self._core.move(runtime, RuntimeStatus.SHUTDOWN, **_ended(runtime))
 
-    async def _end_processes(self, runtime: Runtime, *, gently: bool) -> None:
+    async def end_processes(self, runtime: Runtime, *, gently: bool) -> None:
         box = self._core.boxes.pop(runtime.id, None)
         if box is not None:
             box.unwatch()
@@ -299,7 +289,7 @@ class Runtimes:
         async with self._core.turns:
             process = await asyncio.to_thread(self._core.sandboxes.boot, fresh)
         try:
-            return await self._go_live(fresh, process)
+            return await self.go_live(fresh, process)
         except BaseException:
             await asyncio.to_thread(self._core.sandboxes.stop, runtime.id)
             raise
@@ -325,7 +315,7 @@ class Runtimes:
     async def finish_delete(self, runtime: Runtime) -> None:
         """The effects of a delete; also what recovery does with one that was interrupted."""
         core = self._core
-        await self._end_processes(runtime, gently=False)
+        await self.end_processes(runtime, gently=False)
         await asyncio.to_thread(core.sandboxes.destroy, runtime.id)
         orphans = [found for found in core.database.checkpoints() if found.source_id == runtime.id]
         core.database.save_checkpoints(replace(found, source_gone=True) for found in orphans)
@@ -340,7 +330,7 @@ class Runtimes:
 
         async def work(_: Audience) -> Runtime:
             with core.journal.recording("runtime.patch", runtime, fields=fields):
-                async with self._changing(runtime.id, expected_revision) as found:
+                async with self.changing(runtime.id, expected_revision) as found:
                     return await self._patch(found, changes)
 
         return await core.answer(work, name=f"patch {runtime.name}", meanwhile=lambda: core.find_runtime(runtime.id))
@@ -375,7 +365,7 @@ class Runtimes:
                 return
             runtime = self._core.find_runtime(box.runtime_id)
             code = self._core.sandboxes.reap(box.process)
-            await self._end_processes(runtime, gently=False)
+            await self.end_processes(runtime, gently=False)
             status = RuntimeStatus.SHUTDOWN if code == 0 else RuntimeStatus.CRASHED
             cause = None if code == 0 else f"the guest init ended (status {'unknown' if code is None else code})"
             with self._core.journal.recording(f"runtime.{status}", runtime, caller=None, cause=cause):
@@ -384,7 +374,7 @@ class Runtimes:
     # ---- helpers
 
     @contextlib.asynccontextmanager
-    async def _changing(self, ref: str, expected_revision: int | None) -> AsyncIterator[Runtime]:
+    async def changing(self, ref: str, expected_revision: int | None) -> AsyncIterator[Runtime]:
         """Hold a runtime's lock, with its record as it is under the lock."""
         runtime_id = self._core.find_runtime(ref).id
         async with self._core.locks[runtime_id]:

@@ -286,6 +286,23 @@ class Sandboxes:
         self.stop(runtime_id)
         remove_tree(self.layout.runtime(runtime_id).root)
 
+    def set_aside(self, runtime: Runtime) -> None:
+        """Keep the directory of a stopped runtime while another is made in its place."""
+        self.layout.runtime(runtime.id).root.rename(self._aside(runtime))
+
+    def put_back(self, runtime: Runtime) -> None:
+        """Undo `set_aside`: what is in its place goes."""
+        self.destroy(runtime.id)
+        self._aside(runtime).rename(self.layout.runtime(runtime.id).root)
+
+    def drop_aside(self, runtime: Runtime) -> None:
+        """Forget what was set aside."""
+        remove_tree(self._aside(runtime))
+
+    def _aside(self, runtime: Runtime) -> Path:
+        """The revision tells whether the runtime's record is of before or after."""
+        return self.layout.replaced / f"{runtime.id}@{runtime.revision}"
+
     def _delete_container(self, runtime_id: str, place: RuntimeDir) -> None:
         """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
         processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]

@@ -68,8 +68,7 @@ class Checkpoints:
         place.manifest.write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in (place.tarball, place.manifest):
             path.chmod(_MODE_PRIVATE)
-        for path in place.dump.iterdir() if place.dump.exists() else ():
-            path.chmod(_MODE_DUMP)
+        admit_restorers(place.dump)
         sync_file_system(place.root)
         commit(staged / "layer", self._layout.layer(checkpoint.spec.layers[0]))
         commit(place.root, self._layout.checkpoints / checkpoint.id)
@@ -115,6 +114,13 @@ class Checkpoints:
             sync_directory(place.root)
             remove_tree(place.root)
         self._verified = {path: seen for path, seen in self._verified.items() if place.root not in path.parents}
+
+
+def admit_restorers(dump: Path) -> None:
+    """Let the inside's root read a dump's files; a cold checkpoint has none."""
+    for path in dump.rglob("*") if dump.exists() else ():
+        if path.is_file():
+            path.chmod(_MODE_DUMP)
 
 
 def _files(root: Path) -> list[Path]:

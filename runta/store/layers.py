@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runta.kernel.tree import find_hard_links
 from runta.layout import Layout
-from runta.store.staging import remove_tree
+from runta.store.staging import commit, remove_tree
 
 _HARD_LINKS = "hardlinks.json"
 
@@ -34,6 +34,10 @@ class Layers:
     def lowers(self, image_id: str, layer_ids: Sequence[str]) -> list[Path]:
         """The lower dirs of a runtime, newest first."""
         return [*(self.tree(layer) for layer in layer_ids), self._layout.image_rootfs(image_id)]
+
+    def keep(self, staged: Path, layer_id: str) -> None:
+        """Give a staged layer its place."""
+        commit(staged, self._layout.layer(layer_id))
 
     def sweep(self, needed: Collection[str]) -> None:
         """Remove layers that no runtime and no checkpoint needs."""

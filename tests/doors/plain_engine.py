@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runta.engine.port import CALLER
-from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ServiceError
 from runta.models import (
     DEFAULT_IMAGE,
     Checkpoint,
@@ -274,6 +274,8 @@ class PlainEngine:
             raise InvalidArgument("this is not a tar archive that can be unpacked", cause=str(err)) from err
 
     def _path(self, ref: str, path: str) -> Path:
+        if "\0" in path:
+            raise InvalidArgument(f"{path[:80]!r} is not a path")
         root = self._running(ref).root
         return root / path.lstrip("/") if path.startswith("/") else root / "root" / path
 
@@ -303,6 +305,27 @@ class PlainEngine:
         shutil.copytree(box.root, self.directory / checkpoint.id, symlinks=True)
         self.checkpoints[checkpoint.id] = checkpoint
         return checkpoint
+
+    async def fork_runtime(self, ref: str, names: Sequence[str | None]) -> Sequence[Runtime | ServiceError]:
+        checkpoint = await self.create_checkpoint(ref, name=f"fork-{new_id()[-6:]}", kind=CheckpointKind.FULL)
+        made: list[Runtime | ServiceError] = []
+        for name in names:
+            try:
+                made.append(await self.create_runtime(CreateRuntime(name=name, checkpoint=checkpoint.id)))
+            except ServiceError as err:
+                made.append(err)
+        await self.delete_checkpoint(checkpoint.id)
+        return made
+
+    async def roll_back_runtime(self, ref: str, checkpoint: str) -> Runtime:
+        box = self._box(ref)
+        found = self._find(self.checkpoints.values(), checkpoint, "checkpoint")
+        if found.source_id != box.runtime.id:
+            raise FailedPrecondition(f"checkpoint {found.name} is none of {box.runtime.name}")
+        shutil.rmtree(box.root)
+        shutil.copytree(self.directory / found.id, box.root, symlinks=True)
+        box.runtime = replace(box.runtime, parent_checkpoint=found.id, revision=box.runtime.revision + 1)
+        return box.runtime
 
     async def list_checkpoints(self) -> Sequence[Checkpoint]:
         return list(self.checkpoints.values())

@@ -75,6 +75,18 @@ def wait_for(what: Callable[[], object]) -> None:
 # Runtimes
 
 
+def test_fork_and_rollback(cli: Cli, box: str):
+    assert len(cli("fork", "box", "f", "-n", "2").stdout.split()) == 2
+    cli("fork", "box", "alone")
+    assert {"f-1", "f-2", "alone"} <= set(cli("ps").stdout.split())
+    taken = cli("fork", "box", "f", "-n", "3", code=1)
+    assert len(taken.stdout.split()) == 1
+    assert "already" in taken.stderr
+    cli("snapshot", "create", "box", "ck")
+    assert cli("snapshot", "rollback", "box", "ck").stdout.strip() == box
+    cli("snapshot", "rollback", "alone", "ck", code=1)
+
+
 def test_run(cli: Cli):
     words = ("--name", "box", "--cpus", "2", "--memory", "512", "--memory-max", "1024", "--image", "debian")
     more = ("-e", "A=1=2", "--env", "B=", "-p", "80", "-p", "443/https", "--idle-timeout", "60")
