@@ -24,6 +24,7 @@ from runta.kernel.mappings import find_shared_mappings
 from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace, unmount
 from runta.kernel.process import ProcessId, identify, kill, wait_gone
 from runta.kernel.runc import Runc
+from runta.kernel.tree import copy_metadata
 from runta.layout import Layout, RuntimeDir
 from runta.models import DumpedProcess, IdMap, Runtime
 from runta.store.capture import Capture, read_previous
@@ -132,7 +133,9 @@ class Sandboxes:
         for directory in (place.upper, place.work, place.merged, place.bundle, place.log):
             directory.mkdir(mode=_MODE_INSIDE)
         place.log.chmod(_MODE_PRIVATE)
-        os.chown(place.upper, runtime.spec.ids.start, runtime.spec.ids.start)
+        # The overlay shows the upper dir's own owner, mode and attributes for the root directory, whatever lies below.
+        newest = self.layers.lowers(runtime.spec.image, runtime.spec.layers)[0]
+        copy_metadata(newest, place.upper, shift=-runtime.spec.ids.start)
 
     def _mount(self, runtime: Runtime, place: RuntimeDir, undo: Undo) -> None:
         undo.push("the overlay", lambda: unmount(place.merged))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from runta.errors import InvalidArgument
 from runta.kernel.process import run
+from runta.kernel.walk import walk_tree
 
 _TIMEOUT = 3600.0
 _MODE_DIRECTORY = 0o755
@@ -29,15 +30,18 @@ class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def pack_tree(tree: Path, target: Path) -> None:
+def pack_tree(tree: Path, target: Path) -> list[str]:
     """Write a directory tree as a compressed tar: whiteouts, xattrs, ACLs, hard links, holes, nanosecond times.
 
     Unpack it with `tar --xattrs --xattrs-include='*' --numeric-owner -xpf`. ACLs go as the xattrs they are: `--acls`
-    would write this host's user names into them. Raises KernelError.
+    would write this host's user names into them. Left out are sockets, which a tar can't hold: their names, relative
+    and sorted, are the answer. Names longer than a path may be (4096 bytes) are packed, but GNU tar does not unpack
+    them. Raises KernelError, and OSError if the tree can't be read.
     """
     keep = ("--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name")
     threads = min(4, os.cpu_count() or 1)
     run(("tar", "-C", tree, *keep, "-I", f"zstd -q -3 -T{threads}", "-cf", target, "."), timeout=_TIMEOUT)
+    return sorted(name for name, info in walk_tree(tree) if stat.S_ISSOCK(info.st_mode))
 
 
 def pack_directory(fd: int, name: str, writer: int, *, shift: int) -> None:

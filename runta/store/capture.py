@@ -45,6 +45,7 @@ _MANY_NAMES = 30_000
 _DEEPEST = 250
 """Each level takes two descriptors and three calls."""
 _WHITEOUT: Stamp = (0, 0, 0, 0)
+"""Of every whiteout: they are names of few inodes, whose change time moves with each new one."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -106,7 +107,6 @@ class Capture:
         """Inodes copied or linked by the present look."""
         self._copies: dict[int, tuple[Stamp, str]] = {}
         """Inode → its last copy in the tree, by a name of it."""
-        self._whiteout: str | None = None
         self.files_taken = 0
         """Files that the last look copied or linked."""
         place.mkdir(mode=_MODE_PRIVATE)
@@ -222,13 +222,10 @@ class Capture:
         if seen.entries.get(name) == stamp and self._is_trusted(stamp):
             return
         self._drop(target, name, seen, prefix)
-        if stamp == _WHITEOUT:
-            self._put_whiteout(target, name, f"{prefix}{name}")
-        elif not self._link(target, name, info, stamp):
+        if not self._link(target, name, info, stamp):
             self._copy(source, target, name, info)
-        if stamp != _WHITEOUT:
-            self._copies[info.st_ino] = (stamp, f"{prefix}{name}")
-            self._fresh.add(info.st_ino)
+        self._copies[info.st_ino] = (stamp, f"{prefix}{name}")
+        self._fresh.add(info.st_ino)
         self.files_taken += 1
         seen.entries[name] = stamp
 
@@ -236,15 +233,11 @@ class Capture:
         """Whether an equal stamp means an unchanged file."""
         return stamp[3] < self._horizon and stamp[0] not in self._mapped
 
-    def _put_whiteout(self, target: int, name: str, path: str) -> None:
-        """One inode for all, as the overlay itself does."""
-        if self._whiteout is None or not _try_link(self.tree / self._whiteout, target, name):
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
-            self._whiteout = path
-
     def _link(self, target: int, name: str, info: os.stat_result, stamp: Stamp) -> bool:
         """Another name of a file taken already, or of an unchanged one of the previous capture."""
         twin = self._copies.get(info.st_ino)
+        if stamp == _WHITEOUT:
+            return twin is not None and self._is_whiteout(twin[1]) and _try_link(self.tree / twin[1], target, name)
         if twin and twin[0] == stamp and (info.st_ino in self._fresh or self._is_trusted(stamp)):
             return _try_link(self.tree / twin[1], target, name)
         previous = self._previous.files.get(info.st_ino) if self._previous else None
@@ -254,6 +247,12 @@ class Capture:
         if info.st_nlink > 1 and not _has_room(file, info.st_nlink):
             return False
         return _try_link(file, target, name)
+
+    def _is_whiteout(self, name: str) -> bool:
+        try:
+            return is_whiteout((self.tree / name).lstat())
+        except OSError:
+            return False
 
     def _copy(self, source: int, target: int, name: str, info: os.stat_result) -> None:
         if stat.S_ISREG(info.st_mode):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +26,31 @@ def stage(staging: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree; a missing one is no error."""
+    """Remove a directory tree of any depth; a missing one is no error. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+        if path.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        pending = _empty(path, path)
+        while pending:
+            directory = pending.pop()
+            pending.extend(_empty(directory, path))
+            directory.rmdir()
+        path.rmdir()
+
+
+def _empty(directory: Path, top: Path) -> list[Path]:
+    """Remove a directory's entries, and move the directories among them to `top`, where they are reached by short
+    paths and without recursion."""
+    moved = []
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            if not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink()
+            elif directory == top:
+                moved.append(Path(entry.path))
+            else:
+                moved.append(Path(entry.path).rename(top / f".removed-{uuid.uuid4()}"))
+    return moved
 
 
 def commit(staged: Path, place: Path) -> None:

@@ -15,7 +15,7 @@ from runta.engine.undo import Undo
 from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.criu import explain
-from runta.kernel.tree import is_kept, shift_xattr
+from runta.kernel.xattrs import is_kept, shift_xattr
 from runta.layout import Layout
 from runta.models import (
     Checkpoint,
