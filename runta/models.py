@@ -220,6 +220,8 @@ class CreateRuntime:
     image: str = DEFAULT_IMAGE
     resources: Resources | None = None
     checkpoint: str | None = None
+    lazy: bool = False
+    """A restore that answers before the memory is in."""
     env: Mapping[str, str] = field(default_factory=dict)
     ingress: tuple[IngressSpec, ...] = ()
     egress: EgressPolicy = field(default_factory=EgressPolicy)

@@ -3,6 +3,7 @@
 | method, path below /v2/local | query, body | success |
 |---|---|---|
 | GET /runtimes/{id}, /checkpoints/{id} | | 200 {data: all fields of runta.models} |
+| POST /checkpoints/{id}/restore | as POST /v2/runtimes, and {lazy} | 201 {data: runtime, as the public API has it} |
 | GET /runtimes/{id}/tasks | | 200 {data: [TaskInfo]} |
 | POST /runtimes/{id}/tasks/{task}/signal | {signal: name} | 200 {data: {}} |
 | WebSocket /runtimes/{id}/tasks/{task}/attach | stdout_offset, stderr_offset | exec stream frames, with offsets |
@@ -25,14 +26,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from runta.api.answers import Done, Listed, Single, answers, binary, empty, takes_bytes
+from runta.api.answers import Done, Listed, RuntimeView, Single, answers, binary, empty, takes_bytes
 from runta.api.chunks import OCTETS, TAR, respond_in_chunks
 from runta.api.context import EngineOf
 from runta.api.files import PathOf
 from runta.api.frames import parse_signal
-from runta.api.schemas import BuildBody, SignalBody
+from runta.api.runtimes import IdempotencyKey
+from runta.api.schemas import BuildBody, LocalRestore, SignalBody
 from runta.api.session import Session
-from runta.api.views import Json, view_local
+from runta.api.views import Json, view_local, view_runtime
 from runta.models import Checkpoint, Image, Runtime, TaskInfo
 
 router = APIRouter(prefix="/v2/local", tags=["local"])
@@ -51,6 +53,14 @@ async def inspect_runtime(engine: EngineOf, ref: str) -> Json:
 async def inspect_checkpoint(engine: EngineOf, ref: str) -> Json:
     """All that is known of a checkpoint, by id or name."""
     return {"data": view_local(await engine.get_checkpoint(ref))}
+
+
+@router.post("/checkpoints/{ref}/restore", status_code=201, responses=answers(201, Single[RuntimeView]))
+async def restore_checkpoint(
+    engine: EngineOf, ref: str, body: LocalRestore, idempotency_key: IdempotencyKey = None
+) -> Json:
+    """A new runtime; `lazy`: it runs before its memory is in."""
+    return {"data": view_runtime(await engine.create_runtime(body.to_model(ref), idempotency_key=idempotency_key))}
 
 
 @router.get("/runtimes/{ref}/tasks", responses=answers(200, Listed[TaskInfo]))

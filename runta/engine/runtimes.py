@@ -59,7 +59,7 @@ class Runtimes:
             raise
         kind = "runtime.restore" if checkpoint else "runtime.create"
         return await core.answer(
-            lambda audience: self._settle(runtime, checkpoint, audience, kind),
+            lambda audience: self._settle(runtime, checkpoint, audience, kind, lazy=request.lazy),
             name=f"create {runtime.name}",
             meanwhile=lambda: core.find_runtime(runtime.id),
         )
@@ -121,13 +121,15 @@ class Runtimes:
         resources = check_resources(request.resources) if request.resources else checkpoint.spec.resources
         return replace(checkpoint.spec, resources=resources, env={**checkpoint.spec.env, **env})
 
-    async def _settle(self, runtime: Runtime, checkpoint: Checkpoint | None, audience: Audience, kind: str) -> Runtime:
+    async def _settle(
+        self, runtime: Runtime, checkpoint: Checkpoint | None, audience: Audience, kind: str, *, lazy: bool
+    ) -> Runtime:
         """A creation to its end. A failure that the caller hears leaves no record; another becomes the state."""
         core = self._core
         details = {"image": runtime.spec.image_name} if checkpoint is None else {"checkpoint": checkpoint.name}
         with core.journal.recording(kind, runtime, **details):
             try:
-                return await self._bring_up(runtime, checkpoint)
+                return await self._bring_up(runtime, checkpoint, lazy=lazy)
             except BaseException as error:
                 if audience.present:
                     core.database.remove_runtime(runtime.id)
@@ -141,24 +143,24 @@ class Runtimes:
         code = error.code if isinstance(error, ServiceError) else "internal"
         self._core.move(runtime, RuntimeStatus.ERROR, error_code=code, error_message=str(error)[:4096])
 
-    async def _bring_up(self, runtime: Runtime, checkpoint: Checkpoint | None) -> Runtime:
+    async def _bring_up(self, runtime: Runtime, checkpoint: Checkpoint | None, *, lazy: bool) -> Runtime:
         sandboxes = self._core.sandboxes
         with translating(f"runtime {runtime.name}"):
             async with self._core.locks[runtime.id]:
                 async with self._core.turns:
-                    process = await asyncio.to_thread(self._start_processes, runtime, checkpoint)
+                    process = await asyncio.to_thread(self._start_processes, runtime, checkpoint, lazy)
                 try:
                     return await self._go_live(runtime, process)
                 except BaseException:
                     await asyncio.to_thread(sandboxes.destroy, runtime.id)
                     raise
 
-    def _start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None) -> ProcessId:
+    def _start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None, lazy: bool) -> ProcessId:
         core = self._core
         if checkpoint is not None:
             core.checkpoints.verify(checkpoint.id)
         if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
-            return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump)
+            return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump, lazy=lazy)
         return core.sandboxes.boot(runtime)
 
     async def _go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
@@ -192,6 +194,7 @@ class Runtimes:
         process = ProcessId(runtime.init_pid or 0, runtime.init_start or 0)
         box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
         box.idle_after = _idle_after(runtime)
+        self._core.sandboxes.pagers.adopt(runtime.id)
         if runtime.status is RuntimeStatus.RUNNING:
             await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
             await box.guest.wait_ready()
@@ -371,9 +374,10 @@ class Runtimes:
                 return
             runtime = self._core.find_runtime(box.runtime_id)
             code = self._core.sandboxes.reap(box.process)
+            lost = self._core.sandboxes.pagers.find_loss(runtime.id)
             await self._end_processes(runtime, gently=False)
             status = RuntimeStatus.SHUTDOWN if code == 0 else RuntimeStatus.CRASHED
-            cause = None if code == 0 else f"the guest init ended (status {'unknown' if code is None else code})"
+            cause = None if code == 0 else lost or f"the guest init ended (status {code or 'unknown'})"
             with self._core.journal.recording(f"runtime.{status}", runtime, caller=None, cause=cause):
                 self._core.move(runtime, status, error_message=cause, **_ended(runtime))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
+from runta.engine.lazy import Pagers, require_lazy
 from runta.engine.undo import Undo
 from runta.errors import CheckpointFailed, KernelError, RestoreFailed
 from runta.kernel import criu
@@ -61,7 +62,12 @@ class Sandboxes:
     python: str
     """Interpreter of the hook."""
     hook: Path
+    pagers: Pagers = field(init=False)
+    """What brings the memory of lazily restored runtimes in."""
     _user_namespaces: dict[IdMap, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pagers = Pagers(layout=self.layout, path=self.runc.path, lose=self._end_processes)
 
     def close(self) -> None:
         """Close the user namespaces kept for idmapped mounts."""
@@ -84,9 +90,14 @@ class Sandboxes:
             )
             return _require_alive(pid)
 
-    def restore(self, runtime: Runtime, dump: Path) -> ProcessId:
-        """Start a runtime's container from a dump, on an empty upper dir. Raises RestoreFailed with CRIU's cause."""
+    def restore(self, runtime: Runtime, dump: Path, *, lazy: bool = False) -> ProcessId:
+        """Start a runtime's container from a dump, on an empty upper dir. Raises RestoreFailed with CRIU's cause.
+
+        `lazy` lets it run before its memory is in. Raises FailedPrecondition where the host can't do that.
+        """
         place = self.layout.runtime(runtime.id)
+        if lazy:
+            require_lazy()
         with Undo() as undo:
             self._ensure_disk(runtime, place, undo)
             self._mount(runtime, place, undo)
@@ -96,13 +107,19 @@ class Sandboxes:
             place.dump.mkdir(mode=_MODE_PRIVATE)
             criu.link_dump(dump, place.dump, runtime.name)
             _admit_restorer(place.dump, runtime.spec.ids)
+            if lazy:
+                undo.push("the pager", lambda: self.pagers.stop(runtime.id))
+                self.pagers.start(runtime.id)
             undo.push("the container", lambda: self._delete_container(runtime.id, place))
-            process = self._restore_container(runtime.id, place)
+            process = self._restore_container(runtime.id, place, lazy=lazy)
             self.cgroups.set_limits(runtime.id, runtime.spec.resources)
-            remove_tree(place.dump)
+            if lazy:
+                self.pagers.watch(runtime.id)
+            else:
+                remove_tree(place.dump)
             return process
 
-    def _restore_container(self, runtime_id: str, place: RuntimeDir) -> ProcessId:
+    def _restore_container(self, runtime_id: str, place: RuntimeDir, *, lazy: bool = False) -> ProcessId:
         log = place.log / "restore.log"
         try:
             pid = self.runc.restore(
@@ -112,6 +129,7 @@ class Sandboxes:
                 work=place.log,
                 log=place.log / "runc.log",
                 pid_file=place.bundle / "pid",
+                lazy=lazy,
             )
         except KernelError as err:
             reason = criu.explain(criu.read_log([log])) if log.exists() else None
@@ -180,6 +198,7 @@ class Sandboxes:
         `staged` gets `checkpoint/dump`, `checkpoint/log` and `layer/tree`. `frozen` says that the runtime stands still
         already (it is paused), and stays so. Raises CheckpointFailed with CRIU's cause; the runtime goes on as it was.
         """
+        self.pagers.wait(runtime.id)
         for attempt in range(1, _IN_FLIGHT_TRIES + 1):
             try:
                 return self._dump_once(runtime, staged, frozen=frozen)
@@ -254,6 +273,7 @@ class Sandboxes:
         """End what runs and undo what was mounted; the disk stays. Whatever is gone already is no error."""
         place = self.layout.runtime(runtime_id)
         self._delete_container(runtime_id, place)
+        self.pagers.stop(runtime_id)
         for point in mounts_below(place.root):
             unmount(point)
         remove_tree(place.run)
@@ -265,17 +285,20 @@ class Sandboxes:
         remove_tree(self.layout.runtime(runtime_id).root)
 
     def _delete_container(self, runtime_id: str, place: RuntimeDir) -> None:
-        """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
-        processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]
-        for process in processes:
-            kill(process)
-        self.cgroups.thaw(runtime_id)
-        for process in processes:
+        for process in self._end_processes(runtime_id):
             if not wait_gone(process, _KILL_TIMEOUT):
                 raise KernelError(f"process {process.pid} of runtime {runtime_id} does not die")
         log = place.log / "runc.log" if place.log.exists() else self.layout.run_dir / "runc.log"
         self.runc.delete(runtime_id, log=log)
         self.cgroups.remove(runtime_id)
+
+    def _end_processes(self, runtime_id: str) -> list[ProcessId]:
+        """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
+        processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]
+        for process in processes:
+            kill(process)
+        self.cgroups.thaw(runtime_id)
+        return processes
 
     def reap(self, process: ProcessId) -> int | None:
         """Collect the exit status of a container's first process, if it is this service's to collect."""

@@ -25,6 +25,7 @@ from runta.kernel.installed import (
     parse_version,
     runc_version,
 )
+from runta.kernel.lazy import try_userfaultfd
 from runta.kernel.process import run
 from runta.kernel.subids import find_subordinate_ids
 from runta.layout import Layout
@@ -178,6 +179,11 @@ def _probe_dirty_tracking(settings: Settings) -> tuple[bool, str]:
     return ok, "the kernel tells which memory changed" if ok else "the kernel lacks CONFIG_MEM_SOFT_DIRTY"
 
 
+def _probe_lazy_restore(_: Settings) -> tuple[bool, str]:
+    failure = try_userfaultfd()
+    return failure is None, "userfaultfd is there for runtimes" if failure is None else f"userfaultfd: {failure}"
+
+
 def _probe_pycriu(_: Settings) -> tuple[bool, str]:
     try:
         module = importlib.import_module("pycriu.images")
@@ -273,6 +279,13 @@ _QUESTIONS = (
         probe=_probe_dirty_tracking,
         cost="no incremental dumps: every checkpoint writes all memory",
         mend="boot a kernel with CONFIG_MEM_SOFT_DIRTY",
+        required=False,
+    ),
+    _Question(
+        name="lazy restore",
+        probe=_probe_lazy_restore,
+        cost="`runta snapshot restore --lazy` is refused; a restore brings all memory in first",
+        mend="sysctl vm.unprivileged_userfaultfd=1 (it holds for all users of the host)",
         required=False,
     ),
     _Question(

@@ -39,10 +39,16 @@ class Runc:
         words = ("checkpoint", "--leave-running", "--image-path", dump, "--work-path", work, runtime_id)
         self._call(words, log=log, timeout=_DUMP_TIMEOUT)
 
-    def restore(self, runtime_id: str, *, bundle: Path, dump: Path, work: Path, log: Path, pid_file: Path) -> int:
-        """Make the container of a bundle from a dump; returns the host pid of its first process."""
+    def restore(
+        self, runtime_id: str, *, bundle: Path, dump: Path, work: Path, log: Path, pid_file: Path, lazy: bool = False
+    ) -> int:
+        """Make the container of a bundle from a dump; returns the host pid of its first process.
+
+        `lazy` leaves the memory to a pager that listens in `work` (`runta.kernel.lazy`).
+        """
         places = ("--bundle", bundle, "--image-path", dump, "--work-path", work, "--pid-file", pid_file)
-        self._call(("restore", "--detach", *places, runtime_id), log=log, silent=True, timeout=_DUMP_TIMEOUT)
+        options = ("--lazy-pages",) if lazy else ()
+        self._call(("restore", "--detach", *options, *places, runtime_id), log=log, silent=True, timeout=_DUMP_TIMEOUT)
         return int(pid_file.read_text())
 
     def delete(self, runtime_id: str, *, log: Path) -> None:

@@ -73,6 +73,8 @@ class PlainEngine:
         """Deletes take longer than anybody waits."""
         self._numbers = itertools.count(1)
         self._keep_image(DEFAULT_IMAGE, "recipe")
+        self.lazy: set[str] = set()
+        """Names of runtimes whose restore was asked to be lazy."""
 
     async def aclose(self) -> None:
         """End every task."""
@@ -96,6 +98,8 @@ class PlainEngine:
         else:
             (root / "root").mkdir(parents=True)
         self.boxes[runtime.id] = Box(runtime, root)
+        if request.lazy:
+            self.lazy.add(name)
         if idempotency_key:
             self.answered[idempotency_key] = runtime.id
         return runtime

@@ -25,6 +25,7 @@ NAMES = {
     "criu check",
     "random numbers",
     "dirty tracking",
+    "lazy restore",
     "pycriu",
     "nft",
     "guest init",

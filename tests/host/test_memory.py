@@ -1,0 +1,131 @@
+"""Memory: restored before it is in, kept without its zeros, shared by forks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runta import ApiError, Runta
+from runta.client.local import inspect_runtime
+from runta.kernel.lazy import find_pager, is_complete
+from runta.kernel.process import is_alive
+from tests.host.conftest import House
+from tests.host.test_survival import ask, plant
+from tests.host.test_walk import wait_for
+
+USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
+BLOB = "import hashlib; blob = os.urandom({mib} << 20); digest = hashlib.sha256(blob).hexdigest()\n"
+SAME = "hashlib.sha256(blob).hexdigest() == digest"
+
+
+@contextlib.contextmanager
+def host_setting(path: Path, value: str) -> Iterator[None]:
+    """A setting of the whole host, put back after the block."""
+    before = path.read_text().strip()
+    path.write_text(value)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.fixture
+def userfaultfd() -> Iterator[None]:
+    with host_setting(USERFAULTFD, "1"):
+        yield
+
+
+def make_source(runta: Runta, mib: int) -> str:
+    """A checkpoint of a process with random memory; its id."""
+    source = runta.runtimes.create("big", memory_mib=2048)
+    plant(source, BLOB.format(mib=mib))
+    checkpoint = source.checkpoints.create(name="big-ck")
+    source.delete()
+    return checkpoint.id
+
+
+@contextlib.contextmanager
+def held_pager(house: House, runtime_id: str) -> Iterator[int]:
+    """A runtime's pager, stopped while there is memory left to bring in; its process group."""
+    pager = find_pager(house.layout.runtime(runtime_id).log)
+    assert pager is not None
+    os.killpg(pager.pid, signal.SIGSTOP)
+    try:
+        assert is_alive(pager), "all memory was in already"
+        assert not is_complete(house.layout.runtime(runtime_id).log)
+        yield pager.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pager.pid, signal.SIGCONT)
+
+
+def wait_all_in(house: House, runtime_id: str) -> None:
+    place = house.layout.runtime(runtime_id)
+    wait_for(lambda: is_complete(place.log) and not place.dump.exists())
+
+
+def test_a_lazy_restore_is_refused_where_the_kernel_has_no_userfaultfd_for_it(house: House, runta: Runta) -> None:
+    checkpoint = make_source(runta, 1)
+    with host_setting(USERFAULTFD, "0"):
+        with pytest.raises(ApiError, match="unprivileged_userfaultfd=1") as refused:
+            runta.runtimes.create("lazy", checkpoint_id=checkpoint, lazy=True)
+        assert refused.value.status_code == 409
+        told = house.cli("snapshot", "restore", "--lazy", "big-ck", "lazy", check=False)
+        assert told.returncode == 1
+        assert "Operation not permitted" in told.stderr
+        assert ask(runta.runtimes.create("eager", checkpoint_id=checkpoint), SAME) is True
+
+
+def test_lazily_restored_memory_is_complete_and_a_checkpoint_waits_for_it(
+    house: House, runta: Runta, userfaultfd: None
+) -> None:
+    checkpoint = make_source(runta, 512)
+    lazy = runta.runtimes.create("lazy", checkpoint_id=checkpoint, lazy=True)
+    made: list[str] = []
+    with held_pager(house, lazy.id):
+        runta.checkpoints.delete(checkpoint)
+        capture = threading.Thread(target=lambda: made.append(lazy.checkpoints.create(name="lazy-ck").id))
+        capture.start()
+        capture.join(1)
+        assert capture.is_alive()
+    capture.join(60)
+    assert made
+    wait_all_in(house, lazy.id)
+    assert ask(lazy, SAME) is True
+    assert ask(runta.runtimes.create("next", checkpoint_id=made[0]), SAME) is True
+
+
+def test_memory_comes_in_while_the_service_is_gone(house: House, runta: Runta, userfaultfd: None) -> None:
+    lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
+    with held_pager(house, lazy.id):
+        house.stop(signal.SIGKILL)
+    house.start()
+    wait_all_in(house, lazy.id)
+    with house.connect() as client:
+        assert ask(client.runtimes.get("lazy"), SAME) is True
+
+
+def test_a_runtime_whose_pager_is_killed_does_not_go_on_with_zeros(
+    house: House, runta: Runta, userfaultfd: None
+) -> None:
+    lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
+    with held_pager(house, lazy.id) as group:
+        os.killpg(group, signal.SIGKILL)
+    wait_for(lambda: runta.runtimes.get("lazy").cached_info.status == "crashed")
+    assert "memory" in runta.perform(inspect_runtime("lazy"))["error_message"]
+    assert not house.layout.runtime(lazy.id).dump.exists()
+    lazy.boot()
+    assert lazy.exec("true").exit_code == 0
+
+
+def test_a_runtime_may_be_deleted_before_its_memory_is_in(house: House, runta: Runta, userfaultfd: None) -> None:
+    lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
+    with held_pager(house, lazy.id) as group:
+        lazy.delete()
+        assert not Path(f"/proc/{group}").exists() or Path(f"/proc/{group}/stat").read_text().split()[2] == "Z"
