@@ -33,6 +33,8 @@ class Settings:
     token: str | None = None
     runtime: str = "runc"
     """The OCI runtime's program."""
+    dump_dir: Path | None = None
+    """Where CRIU writes dumps while a runtime stands still, in memory (tmpfs) best; None: in `state_dir` at once."""
     config_file: Path | None = None
     """The file the values came from, if there was one."""
 
@@ -72,6 +74,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config_path: Path
         endpoint=_strip_slash(value("endpoint")),
         token=value("token"),
         runtime=value("runtime") or default.runtime,
+        dump_dir=Path(found) if (found := value("dump_dir")) else None,
         config_file=path,
     )
 

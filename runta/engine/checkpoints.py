@@ -60,8 +60,8 @@ class CheckpointMaker:
         self._core.database.save_checkpoints([failed])
 
     async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:
-        core = self._core
-        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged:
+        core, dumps = self._core, self._core.sandboxes.dumps
+        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged, dumps.homing(staged):
             async with core.locks[runtime_id]:
                 runtime = core.find_runtime(runtime_id)
                 _require_kind(runtime, checkpoint.kind)
@@ -74,6 +74,8 @@ class CheckpointMaker:
                 pause_ms=dumped.pause_ms if dumped else None,
                 processes=dumped.processes if dumped else (),
             )
+            if dumped is not None:
+                await asyncio.to_thread(dumps.settle, staged)
             made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
         core.database.save_checkpoints([made])
         log.info("checkpoint %s (%s) of %s: ready, pause %s ms", made.name, made.id, made.source_name, made.pause_ms)

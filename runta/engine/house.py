@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runta.engine.checkpoints import CheckpointMaker
 from runta.engine.core import Core
+from runta.engine.dumps import Dumps
 from runta.engine.files import Files
 from runta.engine.idle import Idle
 from runta.engine.journal import Journal, shorten
@@ -263,6 +264,7 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
         runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,)),
         python=str(Path(sys.executable).resolve()),
         hook=Path(hook.__file__),
+        dumps=Dumps(settings.dump_dir),
     )
     return Core(
         layout=layout,

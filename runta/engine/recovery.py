@@ -15,6 +15,7 @@ from runta.store.staging import remove_tree, sweep
 
 async def recover(core: Core, runtimes: Runtimes) -> None:
     """Adopt what lives, finish what was begun, remove what nobody knows. Runs once, before the first request."""
+    await asyncio.to_thread(core.sandboxes.dumps.sweep, core.layout.staging)
     await asyncio.to_thread(sweep, core.layout.staging)
     for runtime in core.database.runtimes():
         try:

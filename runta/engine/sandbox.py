@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
+from runta.engine.dumps import Dumps
 from runta.engine.lazy import Pagers, require_lazy
 from runta.engine.undo import Undo
 from runta.errors import CheckpointFailed, KernelError, RestoreFailed
@@ -62,6 +63,7 @@ class Sandboxes:
     python: str
     """Interpreter of the hook."""
     hook: Path
+    dumps: Dumps = field(default_factory=Dumps)
     pagers: Pagers = field(init=False)
     """What brings the memory of lazily restored runtimes in."""
     _user_namespaces: dict[IdMap, int] = field(default_factory=dict)
@@ -213,9 +215,10 @@ class Sandboxes:
 
     def _dump_once(self, runtime: Runtime, staged: Path, *, frozen: bool) -> Dumped:
         place = self.layout.runtime(runtime.id)
-        dump, work = staged / "checkpoint" / "dump", staged / "checkpoint" / "log"
-        for directory in (dump.parent, dump, work):
+        work = staged / "checkpoint" / "log"
+        for directory in (work.parent, work):
             directory.mkdir(mode=_MODE_PRIVATE)
+        dump = self.dumps.prepare(staged, self.cgroups.memory_bytes(runtime.id))
         remaps = staged / "remaps"
         script = compose_post_dump(place.upper, remaps)
         write_text(place.bundle / "post-dump", script, mode=_MODE_PRIVATE)

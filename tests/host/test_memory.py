@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runta import ApiError, Runta
+from runta import ApiError, Runta, Runtime
 from runta.client.local import inspect_runtime
 from runta.kernel.lazy import find_pager, is_complete
 from runta.kernel.process import is_alive
@@ -129,3 +129,60 @@ def test_a_runtime_may_be_deleted_before_its_memory_is_in(house: House, runta: R
     with held_pager(house, lazy.id) as group:
         lazy.delete()
         assert not Path(f"/proc/{group}").exists() or Path(f"/proc/{group}/stat").read_text().split()[2] == "Z"
+
+
+def test_memory_that_holds_zeros_takes_no_room_in_a_checkpoint(house: House, runta: Runta) -> None:
+    source = runta.runtimes.create("zeros", memory_mib=1024)
+    areas = "untouched = mmap.mmap(-1, 256 << 20); zeros = mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE)\n"
+    plant(source, areas + "for at in range(0, 256 << 20, 1 << 20): zeros[at:at + (1 << 20)] = bytes(1 << 20)\n")
+    checkpoint = source.checkpoints.create(name="zeros-ck")
+    pages = [path.stat() for path in house.layout.checkpoint(checkpoint.id).dump.glob("pages-*.img")]
+    assert sum(info.st_size for info in pages) > 256 << 20
+    assert sum(info.st_blocks for info in pages) * 512 < 32 << 20
+    fork = runta.runtimes.create("zeros-fork", checkpoint_id=checkpoint.id)
+    assert ask(fork, "not any(zeros[::4096]) and not any(untouched[::4096]) and len(zeros)") == 256 << 20
+
+
+@pytest.fixture
+def hot(house: House) -> Iterator[Path]:
+    """The service with its dumps in memory."""
+    place = Path(f"/dev/shm/runta-test-{os.getpid()}")
+    place.mkdir(mode=0o700)
+    house.stop()
+    house.extra_env["RUNTA_DUMP_DIR"] = str(place)
+    house.start()
+    yield place
+    house.stop()
+    del house.extra_env["RUNTA_DUMP_DIR"]
+    house.start()
+    place.rmdir()
+
+
+def test_a_dump_in_memory_moves_to_the_disk(house: House, hot: Path) -> None:
+    with house.connect() as client:
+        source = client.runtimes.create("hot")
+        plant(source, BLOB.format(mib=16))
+        checkpoint = source.checkpoints.create(name="hot-ck")
+        dump = house.layout.checkpoint(checkpoint.id).dump
+        assert not dump.is_symlink()
+        assert not list(hot.iterdir())
+        assert ask(client.runtimes.create("hot-fork", checkpoint_id=checkpoint.id), SAME) is True
+
+
+def try_checkpoint(source: Runtime) -> None:
+    with contextlib.suppress(ApiError):
+        source.checkpoints.create()
+
+
+def test_a_crash_leaves_no_dump_in_memory(house: House, hot: Path) -> None:
+    with house.connect() as client:
+        source = client.runtimes.create("hot", memory_mib=2048)
+        plant(source, BLOB.format(mib=256))
+        taking = threading.Thread(target=try_checkpoint, args=(source,))
+        taking.start()
+        wait_for(lambda: list(hot.iterdir()))
+        house.stop(signal.SIGKILL)
+        taking.join()
+        house.start()
+        assert not list(hot.iterdir())
+        assert ask(client.runtimes.get("hot"), SAME) is True
