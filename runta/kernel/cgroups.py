@@ -173,7 +173,8 @@ def find_cgroups(mountinfo: str | None = None) -> Cgroups:
         if fstype == "cgroup2":
             v2 = v2 or point
         elif fstype == "cgroup":
-            v1.update((name, point) for name in options.split(",") if name not in ("rw", "ro", "xattr"))
+            for name in set(options.split(",")) - {"rw", "ro", "xattr"}:
+                v1.setdefault(name, point)  # the host's comes first: a CRIU at work mounts them again for a moment
     return Cgroups(v1, v2)
 
 

@@ -207,6 +207,7 @@ def test_cgroup_hierarchies() -> None:
     assert not hybrid.unified
     assert hybrid.v1["cpuacct"] == Path("/sys/fs/cgroup/cpu,cpuacct")
     assert hybrid.v2 == Path("/sys/fs/cgroup/unified")
+    assert find_cgroups(HYBRID + "99 27 0:31 / /tmp/.criu.cgyard.x/freezer rw - cgroup cgroup rw,freezer\n") == hybrid
     unified = find_cgroups("32 27 0:32 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n")
     assert unified.unified
     assert unified.path("x") == "/runta/x"
