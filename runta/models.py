@@ -229,6 +229,18 @@ class CreateRuntime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """The memory of a live runtime's processes, at one moment."""
+
+    usage_bytes: int
+    """As its cgroup counts it, page cache included."""
+    ksm_saved_bytes: int
+    """What it would take more if the kernel merged nothing of it."""
+    complete: bool = True
+    """False while a lazy restore goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PatchRuntime:
     """Changes to a runtime; None leaves a thing as it is."""
 

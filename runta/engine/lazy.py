@@ -89,6 +89,11 @@ class Pagers:
             self._watches[runtime_id] = _Watch(pager)
             self.watch(runtime_id)
 
+    def is_busy(self, runtime_id: str) -> bool:
+        """Whether some of a runtime's memory is still in its dump only."""
+        found = self._watches.get(runtime_id)
+        return found is not None and (found.thread is None or found.thread.is_alive())
+
     def wait(self, runtime_id: str, patience: float = PATIENCE) -> None:
         """Return once all memory of a runtime is in.
 

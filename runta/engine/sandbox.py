@@ -21,11 +21,12 @@ from runta.errors import CheckpointFailed, KernelError, RestoreFailed
 from runta.kernel import criu
 from runta.kernel.cgroups import Cgroups
 from runta.kernel.files import open_inside, write_text
+from runta.kernel.merging import read_saved_bytes
 from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace, unmount
 from runta.kernel.process import ProcessId, identify, kill, wait_gone
 from runta.kernel.runc import Runc
 from runta.layout import Layout, RuntimeDir
-from runta.models import DumpedProcess, IdMap, Runtime
+from runta.models import DumpedProcess, IdMap, MemoryUse, Runtime
 from runta.store.inits import Inits
 from runta.store.layers import Capture, Layers
 from runta.store.staging import remove_tree
@@ -302,6 +303,14 @@ class Sandboxes:
             kill(process)
         self.cgroups.thaw(runtime_id)
         return processes
+
+    def measure_memory(self, runtime_id: str) -> MemoryUse:
+        """What a live runtime's processes take now."""
+        return MemoryUse(
+            usage_bytes=self.cgroups.memory_bytes(runtime_id),
+            ksm_saved_bytes=read_saved_bytes(self.cgroups.processes(runtime_id)),
+            complete=not self.pagers.is_busy(runtime_id),
+        )
 
     def reap(self, process: ProcessId) -> int | None:
         """Collect the exit status of a container's first process, if it is this service's to collect."""

@@ -27,11 +27,13 @@ class Runc:
     held: tuple[int, ...] = ()
     """Descriptors each call holds open: the lock of the state directory, so that a service which follows one that was
     killed waits until its last call is through."""
+    launcher: tuple[str, ...] = ()
+    """What starts runc where it makes processes of a container: they inherit what it sets."""
 
     def run(self, runtime_id: str, *, bundle: Path, log: Path, pid_file: Path) -> int:
         """Make and start the container of a bundle; returns the host pid of its first process."""
         words = ("run", "--detach", "--pid-file", pid_file, "--bundle", bundle, runtime_id)
-        self._call(words, log=log, silent=True)
+        self._call(words, log=log, silent=True, launcher=self.launcher)
         return int(pid_file.read_text())
 
     def checkpoint(self, runtime_id: str, *, dump: Path, work: Path, log: Path) -> None:
@@ -47,8 +49,9 @@ class Runc:
         `lazy` leaves the memory to a pager that listens in `work` (`runta.kernel.lazy`).
         """
         places = ("--bundle", bundle, "--image-path", dump, "--work-path", work, "--pid-file", pid_file)
-        options = ("--lazy-pages",) if lazy else ()
-        self._call(("restore", "--detach", *options, *places, runtime_id), log=log, silent=True, timeout=_DUMP_TIMEOUT)
+        lazily = ("--lazy-pages",) if lazy else ()
+        words = ("restore", "--detach", *lazily, *places, runtime_id)
+        self._call(words, log=log, silent=True, timeout=_DUMP_TIMEOUT, launcher=self.launcher)
         return int(pid_file.read_text())
 
     def delete(self, runtime_id: str, *, log: Path) -> None:
@@ -61,11 +64,26 @@ class Runc:
         return {entry.name for entry in self.root.iterdir()} if self.root.is_dir() else set()
 
     def _call(
-        self, words: tuple[str | Path, ...], *, log: Path, silent: bool = False, timeout: float = _TIMEOUT
+        self,
+        words: tuple[str | Path, ...],
+        *,
+        log: Path,
+        silent: bool = False,
+        timeout: float = _TIMEOUT,
+        launcher: tuple[str, ...] = (),
     ) -> None:
         """Run one verb. Raises KernelError with runc's own reason."""
         start = log.stat().st_size if log.exists() else 0
-        head = (self.program, "--root", self.root, "--log", log, "--log-format", "json")
+        head: tuple[str | Path, ...] = (
+            *launcher,
+            self.program,
+            "--root",
+            self.root,
+            "--log",
+            log,
+            "--log-format",
+            "json",
+        )
         done = run((*head, *words), timeout=timeout, path=self.path, check=False, silent=silent, held=self.held)
         if done.returncode != 0:
             raise KernelError(f"runc {words[0]} failed", cause=_read_reason(log, start) or done.stderr.strip() or None)

@@ -13,6 +13,7 @@ import pytest
 
 from runta import ApiError, Runta, Runtime
 from runta.client.local import inspect_runtime
+from runta.kernel.cgroups import find_cgroups
 from runta.kernel.lazy import find_pager, is_complete
 from runta.kernel.process import is_alive
 from tests.host.conftest import House
@@ -186,3 +187,50 @@ def test_a_crash_leaves_no_dump_in_memory(house: House, hot: Path) -> None:
         house.start()
         assert not list(hot.iterdir())
         assert ask(client.runtimes.get("hot"), SAME) is True
+
+
+KSM = Path("/sys/kernel/mm/ksm")
+
+
+@pytest.fixture
+def merging(house: House) -> Iterator[None]:
+    """The service with RUNTA_KSM=1, and a ksmd in a hurry; both as before after the test."""
+    with contextlib.ExitStack() as stack:
+        for name, value in (("run", "0"), ("pages_to_scan", "20000")):
+            stack.enter_context(host_setting(KSM / name, value))
+        house.stop()
+        house.extra_env["RUNTA_KSM"] = "1"
+        house.start()
+        yield
+        house.stop()
+        del house.extra_env["RUNTA_KSM"]
+        house.start()
+
+
+def saved_bytes(runta: Runta, name: str) -> int:
+    return int(runta.perform(inspect_runtime(name))["memory"]["ksm_saved_bytes"])
+
+
+def test_forks_share_equal_memory(house: House, merging: None) -> None:
+    assert (KSM / "run").read_text().strip() == "1"
+    with house.connect() as client:
+        source = client.runtimes.create("twin")
+        plant(source, BLOB.format(mib=64))
+        checkpoint = source.checkpoints.create(name="twin-ck")
+        source.delete()
+        forks = [client.runtimes.create(f"twin-{index}", checkpoint_id=checkpoint.id) for index in range(2)]
+        wait_for(lambda: all(saved_bytes(client, fork.name) > 60 << 20 for fork in forks), timeout=30)
+        assert ask(forks[0], "(blob := bytes(64 << 20)) and len(blob)") == 64 << 20
+        assert ask(forks[1], SAME) is True
+        again = client.runtimes.create("twin-2", checkpoint_id=forks[1].checkpoints.create(name="twin-ck-2").id)
+        assert ask(again, SAME) is True
+
+
+def test_nothing_is_merged_unless_it_is_wanted(house: House, runta: Runta) -> None:
+    before = (KSM / "run").read_text()
+    runta.runtimes.create("single")
+    pids = find_cgroups().processes(runta.runtimes.get("single").id)
+    assert all("ksm_merge_any: no" in Path(f"/proc/{pid}/ksm_stat").read_text() for pid in pids)
+    assert "ksm_merge_any: no" in Path(f"/proc/{house.service.pid}/ksm_stat").read_text()
+    assert (KSM / "run").read_text() == before
+    assert saved_bytes(runta, "single") == 0

@@ -26,6 +26,7 @@ NAMES = {
     "random numbers",
     "dirty tracking",
     "lazy restore",
+    "memory merging",
     "pycriu",
     "nft",
     "guest init",
