@@ -58,7 +58,7 @@ class Dumps:
         """
         dump = _dump_of(staged)
         if not dump.is_symlink():
-            for pages in dump.glob(_PAGES):
+            for pages in dump.rglob(_PAGES):
                 punch_zeros(pages)
             return
         home = dump.with_name("home")

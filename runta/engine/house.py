@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from runta.engine.ahead import find_tracking
 from runta.engine.checkpoints import CheckpointMaker
 from runta.engine.core import Core
 from runta.engine.dumps import Dumps
@@ -278,6 +279,7 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
         python=python,
         hook=Path(hook.__file__),
         dumps=Dumps(settings.dump_dir),
+        ahead=find_tracking(criu),
     )
     return Core(
         layout=layout,

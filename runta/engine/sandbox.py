@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runta.engine.ahead import Ahead
 from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
 from runta.engine.dumps import Dumps
 from runta.engine.lazy import Pagers, require_lazy
@@ -65,6 +66,7 @@ class Sandboxes:
     """Interpreter of the hook."""
     hook: Path
     dumps: Dumps = field(default_factory=Dumps)
+    ahead: Ahead = field(default_factory=Ahead)
     pagers: Pagers = field(init=False)
     """What brings the memory of lazily restored runtimes in."""
     _user_namespaces: dict[IdMap, int] = field(default_factory=dict)
@@ -227,13 +229,15 @@ class Sandboxes:
         groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
         lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
         capture = Capture(place.upper, staged / "layer", merged=place.merged, shift=runtime.spec.ids.start)
+        log_file = place.log / "runc.log"
+        parent = None if frozen else self.ahead.dump(self.runc, runtime.id, dump=dump, work=work, log_file=log_file)
         started = time.monotonic()
         if not frozen:
             self.cgroups.freeze(runtime.id)
         try:
             with ThreadPoolExecutor(1) as pool:
                 copying = pool.submit(capture.copy)
-                self._dump_processes(runtime.id, place, dump, work)
+                self._dump_processes(runtime.id, place, dump, work, parent)
                 copying.result()
             capture.add_link_remaps(remaps)
             capture.add_aliases(lowers, groups)
@@ -247,9 +251,9 @@ class Sandboxes:
             processes=criu.read_processes(dump),
         )
 
-    def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path) -> None:
+    def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path, parent: str | None) -> None:
         try:
-            self.runc.checkpoint(runtime_id, dump=dump, work=work, log=place.log / "runc.log")
+            self.runc.checkpoint(runtime_id, dump=dump, work=work, log=place.log / "runc.log", parent=parent)
         except KernelError as err:
             log = work / "dump.log"
             if not log.exists():
@@ -336,8 +340,9 @@ def copy_up(merged: Path, dump: Path) -> None:
 def _admit_restorer(dump: Path, ids: IdMap) -> None:
     """CRIU opens a dump's files as the host's root without privileges, and later as the inside's root; nobody else
     may."""
-    os.chown(dump, ids.start, 0)
-    dump.chmod(_MODE_RESTORER)
+    for directory, _, _ in os.walk(dump):
+        os.chown(directory, ids.start, 0)
+        Path(directory).chmod(_MODE_RESTORER)
 
 
 def _require_alive(pid: int) -> ProcessId:

@@ -36,9 +36,18 @@ class Runc:
         self._call(words, log=log, silent=True, launcher=self.launcher)
         return int(pid_file.read_text())
 
-    def checkpoint(self, runtime_id: str, *, dump: Path, work: Path, log: Path) -> None:
-        """Dump the container's processes into `dump`; they go on. CRIU's dump.log and stats go into `work`."""
-        words = ("checkpoint", "--leave-running", "--image-path", dump, "--work-path", work, runtime_id)
+    def checkpoint(self, runtime_id: str, *, dump: Path, work: Path, log: Path, parent: str | None = None) -> None:
+        """Dump the container's processes into `dump`; they go on. CRIU's dump.log and stats go into `work`.
+
+        `parent` is a pre-dump's directory, relative to `dump`: only memory that was written since is dumped.
+        """
+        options = ("--leave-running", *(("--parent-path", parent) if parent else ()))
+        words = ("checkpoint", *options, "--image-path", dump, "--work-path", work, runtime_id)
+        self._call(words, log=log, timeout=_DUMP_TIMEOUT)
+
+    def pre_dump(self, runtime_id: str, *, dump: Path, work: Path, log: Path) -> None:
+        """Dump the container's memory alone into `dump`, while it runs, and have the kernel track what is written."""
+        words = ("checkpoint", "--pre-dump", "--image-path", dump, "--work-path", work, runtime_id)
         self._call(words, log=log, timeout=_DUMP_TIMEOUT)
 
     def restore(

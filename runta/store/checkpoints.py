@@ -68,7 +68,7 @@ class Checkpoints:
         place.manifest.write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in (place.tarball, place.manifest):
             path.chmod(_MODE_PRIVATE)
-        for path in place.dump.iterdir() if place.dump.exists() else ():
+        for path in _files(place.dump):
             path.chmod(_MODE_DUMP)
         sync_file_system(place.root)
         commit(staged / "layer", self._layout.layer(checkpoint.spec.layers[0]))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pycriu.images
 import pytest
 
 from runta import ApiError, Runta, Runtime
 from runta.client.local import inspect_runtime
 from runta.kernel.cgroups import find_cgroups
+from runta.kernel.criu_rpc import ask_features
+from runta.kernel.host import find_criu
 from runta.kernel.lazy import find_pager, is_complete
 from runta.kernel.process import is_alive
+from runta.settings import load_settings
 from tests.host.conftest import House
 from tests.host.test_survival import ask, plant
 from tests.host.test_walk import wait_for
@@ -234,3 +241,60 @@ def test_nothing_is_merged_unless_it_is_wanted(house: House, runta: Runta) -> No
     assert "ksm_merge_any: no" in Path(f"/proc/{house.service.pid}/ksm_stat").read_text()
     assert (KSM / "run").read_text() == before
     assert saved_bytes(runta, "single") == 0
+
+
+def move_into_parent(dump: Path) -> None:
+    """Make an incremental dump of a full one: every second run of pages is in `pre` only.
+
+    This kernel can't make one itself; CRIU's format is that of images/pagemap.proto (flags 1: the pages are the
+    parent's).
+    """
+    (dump / "pre").mkdir(mode=0o700)
+    (dump / "parent").symlink_to("pre")
+    for path in dump.glob("pagemap-[0-9]*.img"):
+        with path.open("rb") as file:
+            image = pycriu.images.load(file)
+        head, *runs = image["entries"]
+        pages = dump / f"pages-{head['pages_id']}.img"
+        shutil.copy(path, dump / "pre")
+        content, kept = pages.read_bytes(), b""
+        pages.rename(dump / "pre" / pages.name)
+        for index, run in enumerate(runs):
+            size = run["nr_pages"] * 4096
+            kept += content[:size] if index % 2 else b""
+            content = content[size:]
+            if not index % 2:
+                run.update(flags=1, in_parent=True)
+        pages.write_bytes(kept)
+        with path.open("wb") as file:
+            pycriu.images.dump(image, file)
+
+
+def renew_digests(root: Path) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    for path in files:
+        path.chmod(0o644)
+    manifest["digests"] = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_incremental_dump_is_restored_with_all_its_parts(house: House, runta: Runta) -> None:
+    checkpoint = make_source(runta, 16)
+    place = house.layout.checkpoint(checkpoint)
+    move_into_parent(place.dump)
+    renew_digests(place.root)
+    assert any("dump/pre/pages-" in name for name in json.loads(place.manifest.read_text())["digests"])
+    forks = [runta.runtimes.create(f"parts-{index}", checkpoint_id=checkpoint) for index in range(2)]
+    assert [ask(fork, SAME) for fork in forks] == [True, True]
+    with host_setting(USERFAULTFD, "1"):
+        lazy = runta.runtimes.create("parts-lazy", checkpoint_id=checkpoint, lazy=True)
+        assert ask(lazy, SAME) is True
+        wait_all_in(house, lazy.id)
+
+
+def test_no_pre_dump_is_attempted_where_the_kernel_tracks_nothing(house: House, runta: Runta) -> None:
+    tracks = ask_features(find_criu(load_settings())).dirty_tracking
+    checkpoint = make_source(runta, 1)
+    assert (house.layout.checkpoint(checkpoint).dump / "pre").is_dir() is tracks
+    assert ask(runta.runtimes.create("next", checkpoint_id=checkpoint), SAME) is True
