@@ -113,10 +113,34 @@ def test_memory_comes_in_while_the_service_is_gone(house: House, runta: Runta, u
     lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
     with held_pager(house, lazy.id):
         house.stop(signal.SIGKILL)
+    wait_for(lambda: is_complete(house.layout.runtime(lazy.id).log))
     house.start()
     wait_all_in(house, lazy.id)
     with house.connect() as client:
         assert ask(client.runtimes.get("lazy"), SAME) is True
+
+
+def test_the_next_service_takes_a_pager_over(house: House, runta: Runta, userfaultfd: None) -> None:
+    lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
+    with held_pager(house, lazy.id) as group:
+        house.stop(signal.SIGKILL)
+        threading.Timer(2, os.killpg, (group, signal.SIGCONT)).start()
+        house.start()
+        with house.connect() as client:
+            assert ask(client.runtimes.get("lazy"), SAME) is True
+            wait_all_in(house, lazy.id)
+            assert client.perform(inspect_runtime("lazy"))["memory"]["complete"] is True
+
+
+def test_a_pager_that_was_killed_with_the_service_is_missed(house: House, runta: Runta, userfaultfd: None) -> None:
+    lazy = runta.runtimes.create("lazy", checkpoint_id=make_source(runta, 512), lazy=True)
+    with held_pager(house, lazy.id) as group:
+        house.stop(signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
+    house.start()
+    with house.connect() as client:
+        wait_for(lambda: client.runtimes.get("lazy").cached_info.status == "crashed")
+        assert not house.layout.runtime(lazy.id).dump.exists()
 
 
 def test_a_runtime_whose_pager_is_killed_does_not_go_on_with_zeros(
