@@ -64,7 +64,8 @@ class RuntimeDir:
 
     @property
     def dump(self) -> Path:
-        """The dump this runtime is restored from: hard links into the checkpoint, only while restoring."""
+        """The dump this runtime is restored from: hard links into the checkpoint, only while restoring,
+        which a lazy restore does until all memory is in."""
         return self.root / "dump"
 
 

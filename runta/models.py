@@ -222,10 +222,24 @@ class CreateRuntime:
     image: str = DEFAULT_IMAGE
     resources: Resources | None = None
     checkpoint: str | None = None
+    lazy: bool = False
+    """A restore that answers before the memory is in."""
     env: Mapping[str, str] = field(default_factory=dict)
     ingress: tuple[IngressSpec, ...] = ()
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     idle: IdlePolicy = field(default_factory=IdlePolicy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """The memory of a live runtime's processes, at one moment."""
+
+    usage_bytes: int
+    """As its cgroup counts it, page cache included."""
+    ksm_saved_bytes: int
+    """What it would take more if the kernel merged nothing of it."""
+    complete: bool = True
+    """False while a lazy restore goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from runta.errors import ConfigError
 
 SERVICE_CONFIG = Path("/etc/runta/config.toml")
+_SWITCH = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,10 @@ class Settings:
     token: str | None = None
     runtime: str = "runc"
     """The OCI runtime's program."""
+    dump_dir: Path | None = None
+    """Where CRIU writes dumps while a runtime stands still, in memory (tmpfs) best; None: in `state_dir` at once."""
+    ksm: bool = False
+    """Whether the kernel may merge equal memory of runtimes, which lets it do so on the whole host."""
     config_file: Path | None = None
     """The file the values came from, if there was one."""
 
@@ -72,6 +77,8 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config_path: Path
         endpoint=_strip_slash(value("endpoint")),
         token=value("token"),
         runtime=value("runtime") or default.runtime,
+        dump_dir=Path(found) if (found := value("dump_dir")) else None,
+        ksm=_parse_switch("ksm", value("ksm"), default.ksm),
         config_file=path,
     )
 
@@ -96,6 +103,15 @@ def terminal_type(environ: Mapping[str, str] | None = None) -> str | None:
     """What kind of terminal the user sits at, as programs name it; None without one."""
     env = os.environ if environ is None else environ
     return env.get("TERM") or None
+
+
+def _parse_switch(name: str, text: str | None, default: bool) -> bool:
+    """On or off. Raises ConfigError for anything else."""
+    if text is None:
+        return default
+    if text.lower() not in _SWITCH:
+        raise ConfigError(f"{name} is {text!r}: it must be one of {', '.join(_SWITCH)}")
+    return _SWITCH[text.lower()]
 
 
 def _strip_slash(value: str | None) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from runta.errors import API_CODES
-from runta.models import CheckpointKind, CheckpointState, RuntimeStatus
+from runta.models import CheckpointKind, CheckpointState, MemoryUse, Runtime, RuntimeStatus
 
 T = TypeVar("T")
 Responses = dict[int | str, dict[str, Any]]
@@ -17,6 +18,13 @@ class Answer(BaseModel):
     """Only described, never built: the views are."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedRuntime(Runtime):
+    """All fields of a runtime, and what it takes now; null where it has no processes."""
+
+    memory: MemoryUse | None
 
 
 class Pagination(Answer):

@@ -2,7 +2,8 @@
 
 | method, path below /v2/local | query, body | success |
 |---|---|---|
-| GET /runtimes/{id}, /checkpoints/{id} | | 200 {data: all fields of runta.models} |
+| GET /runtimes/{id}, /checkpoints/{id} | | 200 {data: all fields of runta.models; a runtime also its memory now} |
+| POST /checkpoints/{id}/restore | as POST /v2/runtimes, and {lazy} | 201 {data: runtime, as the public API has it} |
 | POST /runtimes/{id}/fork | {names: [name or null]} | 201 {data: [{runtime or null, error or null}]} |
 | POST /runtimes/{id}/rollback | {checkpoint: id or name} | 200 {data: runtime} |
 | GET /runtimes/{id}/tasks | | 200 {data: [TaskInfo]} |
@@ -27,15 +28,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from runta.api.answers import Done, ForkView, Listed, RuntimeView, Single, answers, binary, empty, takes_bytes
+from runta.api.answers import (
+    Done,
+    ForkView,
+    InspectedRuntime,
+    Listed,
+    RuntimeView,
+    Single,
+    answers,
+    binary,
+    empty,
+    takes_bytes,
+)
 from runta.api.chunks import OCTETS, TAR, respond_in_chunks
 from runta.api.context import EngineOf
 from runta.api.files import PathOf
 from runta.api.frames import parse_signal
-from runta.api.schemas import BuildBody, ForkBody, RollbackBody, SignalBody
+from runta.api.runtimes import IdempotencyKey
+from runta.api.schemas import BuildBody, ForkBody, LocalRestore, RollbackBody, SignalBody
 from runta.api.session import Session
 from runta.api.views import Json, view_fork, view_local, view_runtime
-from runta.models import Checkpoint, Image, Runtime, TaskInfo
+from runta.models import Checkpoint, Image, TaskInfo
 
 router = APIRouter(prefix="/v2/local", tags=["local"])
 
@@ -43,16 +56,26 @@ Offset = Annotated[int | None, Query(ge=0)]
 Mode = Annotated[str, Query(pattern="^0?[0-7]{3,4}$")]
 
 
-@router.get("/runtimes/{ref}", responses=answers(200, Single[Runtime]))
+@router.get("/runtimes/{ref}", responses=answers(200, Single[InspectedRuntime]))
 async def inspect_runtime(engine: EngineOf, ref: str) -> Json:
-    """All that is known of a runtime, by id or name."""
-    return {"data": view_local(await engine.get_runtime(ref))}
+    """All that is known of a runtime, by id or name, and what its memory amounts to while it lives."""
+    runtime = await engine.get_runtime(ref)
+    memory = await engine.measure_memory(runtime.id)
+    return {"data": {**view_local(runtime), "memory": view_local(memory) if memory else None}}
 
 
 @router.get("/checkpoints/{ref}", responses=answers(200, Single[Checkpoint]))
 async def inspect_checkpoint(engine: EngineOf, ref: str) -> Json:
     """All that is known of a checkpoint, by id or name."""
     return {"data": view_local(await engine.get_checkpoint(ref))}
+
+
+@router.post("/checkpoints/{ref}/restore", status_code=201, responses=answers(201, Single[RuntimeView]))
+async def restore_checkpoint(
+    engine: EngineOf, ref: str, body: LocalRestore, idempotency_key: IdempotencyKey = None
+) -> Json:
+    """A new runtime; `lazy`: it runs before its memory is in."""
+    return {"data": view_runtime(await engine.create_runtime(body.to_model(ref), idempotency_key=idempotency_key))}
 
 
 @router.post("/runtimes/{ref}/fork", status_code=201, responses=answers(201, Listed[ForkView]))

@@ -172,6 +172,15 @@ class RestoredRuntime(NewRuntime):
         return self._to_request(checkpoint=self.checkpoint_id)
 
 
+class LocalRestore(NewRuntime):
+    """POST /v2/local/checkpoints/{id}/restore: a restore's body, and how."""
+
+    lazy: bool = False
+
+    def to_model(self, checkpoint: str) -> CreateRuntime:
+        return self._to_request(checkpoint=checkpoint, lazy=self.lazy)
+
+
 def _tell_shape(value: object) -> str:
     return "restore" if isinstance(value, dict) and value.get("checkpoint_id") is not None else "fresh"
 

@@ -15,6 +15,7 @@ from runta.models import (
     Event,
     IdlePolicy,
     Image,
+    MemoryUse,
     Resources,
     Runtime,
     Secret,
@@ -174,7 +175,7 @@ def view_me() -> Json:
     return {"user_id": OWNER, "email": "root@localhost", "display_name": OWNER}
 
 
-def view_local(thing: Runtime | Checkpoint | Image | TaskInfo) -> Json:
+def view_local(thing: Runtime | Checkpoint | Image | TaskInfo | MemoryUse) -> Json:
     """Everything known, under the names of `runta.models`: ours, beside the public API."""
     return asdict(thing)
 

@@ -65,13 +65,14 @@ def restore(
     ctx: typer.Context,
     checkpoint: Checkpoint,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new runtime's name.")],
+    lazy: Annotated[bool, typer.Option("--lazy", help="Let it run before its memory is in.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a new runtime of a checkpoint; as often as you like."""
     door = door_of(ctx)
     with door.client() as client:
         found = client.checkpoints.get(checkpoint)
-        show_new(door, "restore", client.runtimes.create(name, checkpoint_id=found.id))
+        show_new(door, "restore", client.runtimes.create(name, checkpoint_id=found.id, lazy=lazy))
 
 
 @app.command("rollback")

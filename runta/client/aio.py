@@ -147,6 +147,7 @@ class AsyncRuntimeManager:
         poll_interval: float = 0.5,
         image: str | None = None,
         environment: Mapping[str, str] | None = None,
+        lazy: bool = False,
     ) -> AsyncRuntime:
         """Make a runtime, from a checkpoint if one is given (which then fixes its size), and wait until it runs.
 
@@ -165,6 +166,7 @@ class AsyncRuntimeManager:
             idle_suspend_after_secs=idle_suspend_after_secs,
             image=image,
             environment=environment,
+            lazy=lazy,
         )
         runtime = AsyncRuntime(self._client, await self._client.perform(runtimes.create_runtime(body)))
         if wait:

@@ -145,9 +145,11 @@ class RuntimeManager:
         poll_interval: float = 0.5,
         image: str | None = None,
         environment: Mapping[str, str] | None = None,
+        lazy: bool = False,
     ) -> Runtime:
         """Make a runtime, from a checkpoint if one is given (which then fixes its size), and wait until it runs.
 
+        `lazy`: a restored one runs before its memory is in (only this host's own service does that).
         Raises ApiError where the service refuses, RuntimeError where it can't run, TimeoutError after `timeout`
         seconds.
         """
@@ -163,6 +165,7 @@ class RuntimeManager:
             idle_suspend_after_secs=idle_suspend_after_secs,
             image=image,
             environment=environment,
+            lazy=lazy,
         )
         runtime = Runtime(self._client, self._client.perform(runtimes.create_runtime(body)))
         if wait:

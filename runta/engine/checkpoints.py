@@ -32,8 +32,9 @@ class CheckpointMaker:
         runtime = core.find_runtime(ref)
         require_kind(runtime, kind)
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(runtime.id))
-        checkpoint = _compose(runtime, name, kind)
-        core.database.add_checkpoint(checkpoint)
+        async with core.shortened(runtime.spec.layers) as layers:
+            checkpoint = _compose(runtime, name, kind, layers)
+            core.database.add_checkpoint(checkpoint)
         return await core.answer(
             lambda audience: self._settle(runtime, checkpoint, audience),
             name=f"checkpoint {checkpoint.name}",
@@ -61,8 +62,8 @@ class CheckpointMaker:
         self._core.database.save_checkpoints([failed])
 
     async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:
-        core = self._core
-        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged:
+        core, dumps = self._core, self._core.sandboxes.dumps
+        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged, dumps.homing(staged):
             async with core.locks[runtime_id]:
                 runtime = core.find_runtime(runtime_id)
                 require_kind(runtime, checkpoint.kind)
@@ -75,6 +76,8 @@ class CheckpointMaker:
                 pause_ms=dumped.pause_ms if dumped else None,
                 processes=dumped.processes if dumped else (),
             )
+            if dumped is not None:
+                await asyncio.to_thread(dumps.settle, staged)
             made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
             await asyncio.to_thread(core.sandboxes.remember_capture, runtime_id, capture, made.spec.layers[0])
         core.database.save_checkpoints([made])
@@ -90,7 +93,7 @@ class CheckpointMaker:
         with core.journal.recording("checkpoint.delete", checkpoint, checkpoint=checkpoint.name):
             await asyncio.to_thread(core.checkpoints.remove, checkpoint.id)
             core.database.remove_checkpoint(checkpoint.id)
-            await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+            await core.sweep_layers()
         log.info("checkpoint %s (%s): removed", checkpoint.name, checkpoint.id)
 
 
@@ -127,14 +130,14 @@ def require_kind(runtime: Runtime, kind: CheckpointKind) -> None:
         )
 
 
-def _compose(runtime: Runtime, name: str | None, kind: CheckpointKind) -> Checkpoint:
+def _compose(runtime: Runtime, name: str | None, kind: CheckpointKind, layers: tuple[str, ...]) -> Checkpoint:
     """The record of a checkpoint in the making; its layer's id is in it from the start, so that no sweep removes it."""
     return Checkpoint(
         id=new_id(),
         name=check_name(name, "checkpoint") if name else f"{runtime.name[:54]}-{secrets.token_hex(4)}",
         state=CheckpointState.CREATING,
         kind=kind,
-        spec=replace(runtime.spec, layers=(new_id(), *runtime.spec.layers)),
+        spec=replace(runtime.spec, layers=(new_id(), *layers)),
         source_id=runtime.id,
         source_name=runtime.name,
         parent=runtime.parent_checkpoint,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -62,6 +63,8 @@ class Core:
     jobs: set[asyncio.Task[Any]] = field(default_factory=set)
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE * (os.cpu_count() or 1)))
     """Whoever starts, dumps or restores a container takes one."""
+    flattening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from the making of a flat layer until a record names it, and by whoever sweeps layers."""
     answer_after: float = ANSWER_AFTER
 
     def find_runtime(self, ref: str) -> Runtime:
@@ -156,9 +159,18 @@ class Core:
     def _records(self) -> list[Runtime | Checkpoint]:
         return [*self.database.runtimes(), *self.database.checkpoints()]
 
-    def needed_layers(self) -> set[str]:
-        """Layers that a runtime or a checkpoint stands on."""
-        return {layer for record in self._records() for layer in record.spec.layers}
+    @contextlib.asynccontextmanager
+    async def shortened(self, layers: tuple[str, ...]) -> AsyncIterator[tuple[str, ...]]:
+        """A chain that another layer can be put on. No sweep removes it while the block lasts, which records it."""
+        async with self.flattening:
+            shortened = await asyncio.to_thread(self.layers.shorten, layers)
+            yield shortened
+
+    async def sweep_layers(self) -> None:
+        """Remove layers that no runtime and no checkpoint stands on."""
+        async with self.flattening:
+            needed = {layer for record in self._records() for layer in record.spec.layers}
+            await asyncio.to_thread(self.layers.sweep, needed)
 
     def needed_inits(self) -> set[str]:
         """Init binaries that a runtime or a checkpoint was made with, and the present one."""

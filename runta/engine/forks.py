@@ -37,17 +37,18 @@ class Forks:
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(source.id))
         layer = new_id()
         with core.journal.recording("runtime.fork", source, count=len(names)) as note:
-            begun = [self._record(source, layer, name) for name in names]
-            with stage(core.layout.staging) as staged:
+            async with core.shortened(source.spec.layers) as below:
+                begun = [self._record(source, (layer, *below), name) for name in names]
+            with stage(core.layout.staging) as staged, core.sandboxes.dumps.homing(staged):
                 note.details["pause_ms"] = await self._capture(source.id, layer, staged, begun)
                 dump = staged / "checkpoint" / "dump"
                 made = await asyncio.gather(*(self._restore(one, dump) for one in begun))
             if any(isinstance(one, ServiceError) for one in made):
-                await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+                await core.sweep_layers()
             note.details["made"] = sum(isinstance(one, Runtime) for one in made)
         return list(made)
 
-    def _record(self, source: Runtime, layer: str, name: str | None) -> Result:
+    def _record(self, source: Runtime, layers: tuple[str, ...], name: str | None) -> Result:
         """Write down a fork before its first effect; its layer is in it, so that no sweep removes that."""
         moment = now()
         try:
@@ -57,7 +58,7 @@ class Forks:
                 name=check_name(name, "runtime") if name else f"{source.name[:54]}-{secrets.token_hex(4)}",
                 status=RuntimeStatus.CREATING,
                 desired_status=RuntimeStatus.RUNNING,
-                spec=replace(source.spec, layers=(layer, *source.spec.layers)),
+                spec=replace(source.spec, layers=layers),
                 revision=1,
                 created_at=moment,
                 updated_at=moment,
@@ -165,7 +166,7 @@ class Forks:
             self._record_failure(runtime, error)
             raise
         await asyncio.to_thread(core.sandboxes.drop_aside, runtime)
-        await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+        await core.sweep_layers()
         return live
 
     def _record_failure(self, runtime: Runtime, error: BaseException) -> None:

@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from runta.engine.ahead import find_tracking
 from runta.engine.checkpoints import CheckpointMaker
 from runta.engine.core import Core
+from runta.engine.dumps import Dumps
 from runta.engine.files import Files
 from runta.engine.forks import Forks
 from runta.engine.idle import Idle
@@ -29,6 +31,7 @@ from runta.kernel import hook
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.criu_cache import drop_cache, provide_cache
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
+from runta.kernel.merging import launcher_of, start_merging
 from runta.kernel.network import NetworkHelper
 from runta.kernel.privileges import adopt_orphans, name_process, require_root
 from runta.kernel.process import ProcessId, identify, is_alive, wait_until
@@ -36,6 +39,7 @@ from runta.kernel.rootfs import Rootfs
 from runta.kernel.runc import Runc
 from runta.layout import Layout
 from runta.models import (
+    LIVE,
     Checkpoint,
     CheckpointKind,
     CreateRuntime,
@@ -43,6 +47,7 @@ from runta.models import (
     EventFilter,
     IdMap,
     Image,
+    MemoryUse,
     PatchRuntime,
     Runtime,
     Secret,
@@ -115,6 +120,12 @@ class LocalEngine:
 
     async def get_runtime(self, ref: str) -> Runtime:
         return self._core.find_runtime(ref)
+
+    async def measure_memory(self, ref: str) -> MemoryUse | None:
+        runtime = self._core.find_runtime(ref)
+        if runtime.status not in LIVE:
+            return None
+        return await asyncio.to_thread(self._core.sandboxes.measure_memory, runtime.id)
 
     async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
         return await self._runtimes.delete(ref, expected_revision=expected_revision)
@@ -249,6 +260,8 @@ async def build_engine(settings: Settings) -> LocalEngine:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="runta"))
         events = EventLog(layout.events)
         events.open()
+        if settings.ksm:
+            start_merging()
         core = _build_core(settings, layout, lock, Journal(events))
         engine = LocalEngine(core, events, NetworkHelper(layout.network_socket), lock)
         await engine.start()
@@ -265,14 +278,18 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
     database = Database(layout.database)
     database.open()
     path = f"{provide_cache(criu, layout.run_dir)}:{tool_path()}"
+    python = str(Path(sys.executable).resolve())
+    launcher = launcher_of(python) if settings.ksm else ()
     sandboxes = Sandboxes(
         layout=layout,
         layers=layers,
         inits=inits,
         cgroups=find_cgroups(),
-        runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,)),
-        python=str(Path(sys.executable).resolve()),
+        runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,), launcher=launcher),
+        python=python,
         hook=Path(hook.__file__),
+        dumps=Dumps(settings.dump_dir),
+        ahead=find_tracking(criu),
     )
     return Core(
         layout=layout,

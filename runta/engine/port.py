@@ -15,6 +15,7 @@ from runta.models import (
     EventFilter,
     Exit,
     Image,
+    MemoryUse,
     Output,
     PatchRuntime,
     Runtime,
@@ -69,6 +70,10 @@ class Engine(Protocol):
         ...
 
     async def get_runtime(self, ref: str) -> Runtime: ...
+
+    async def measure_memory(self, ref: str) -> MemoryUse | None:
+        """What its processes take now; None where it has none."""
+        ...
 
     async def delete_runtime(self, ref: str, *, expected_revision: int | None = None) -> Runtime | None:
         """None: it is gone; else it is on its way out, and what it still is."""

@@ -15,6 +15,7 @@ from runta.store.staging import remove_tree, sweep
 
 async def recover(core: Core, runtimes: Runtimes) -> None:
     """Adopt what lives, finish what was begun, remove what nobody knows. Runs once, before the first request."""
+    await asyncio.to_thread(core.sandboxes.dumps.sweep, core.layout.staging)
     await asyncio.to_thread(sweep, core.layout.staging)
     for runtime in core.database.runtimes():
         try:
@@ -24,6 +25,7 @@ async def recover(core: Core, runtimes: Runtimes) -> None:
     await asyncio.to_thread(_settle_rollbacks, core)
     _settle_checkpoints(core)
     await asyncio.to_thread(_remove_strays, core)
+    await core.sweep_layers()
 
 
 async def _settle(core: Core, runtimes: Runtimes, runtime: Runtime) -> None:
@@ -102,5 +104,4 @@ def _remove_strays(core: Core) -> None:
     for entry in core.layout.checkpoints.iterdir():
         if entry.name not in recorded:
             remove_tree(entry)
-    core.layers.sweep(core.needed_layers())
     core.inits.sweep(core.needed_inits())

@@ -59,7 +59,7 @@ class Runtimes:
             raise
         kind = "runtime.restore" if checkpoint else "runtime.create"
         return await core.answer(
-            lambda audience: self._settle(runtime, checkpoint, audience, kind),
+            lambda audience: self._settle(runtime, checkpoint, audience, kind, lazy=request.lazy),
             name=f"create {runtime.name}",
             meanwhile=lambda: core.find_runtime(runtime.id),
         )
@@ -114,18 +114,20 @@ class Runtimes:
         resources = check_resources(request.resources) if request.resources else checkpoint.spec.resources
         return replace(checkpoint.spec, resources=resources, env={**checkpoint.spec.env, **env})
 
-    async def _settle(self, runtime: Runtime, checkpoint: Checkpoint | None, audience: Audience, kind: str) -> Runtime:
+    async def _settle(
+        self, runtime: Runtime, checkpoint: Checkpoint | None, audience: Audience, kind: str, *, lazy: bool
+    ) -> Runtime:
         """A creation to its end. A failure that the caller hears leaves no record; another becomes the state."""
         core = self._core
         details = {"image": runtime.spec.image_name} if checkpoint is None else {"checkpoint": checkpoint.name}
         with core.journal.recording(kind, runtime, **details):
             try:
-                return await self.bring_up(runtime, lambda: self.start_processes(runtime, checkpoint))
+                return await self.bring_up(runtime, lambda: self.start_processes(runtime, checkpoint, lazy=lazy))
             except BaseException as error:
                 if audience.present:
                     core.database.remove_runtime(runtime.id)
                     core.locks.pop(runtime.id, None)
-                    await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+                    await core.sweep_layers()
                 else:
                     self._record_failure(runtime, error)
                 raise
@@ -146,13 +148,13 @@ class Runtimes:
                     await asyncio.to_thread(self._core.sandboxes.destroy, runtime.id)
                     raise
 
-    def start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None) -> ProcessId:
+    def start_processes(self, runtime: Runtime, checkpoint: Checkpoint | None, *, lazy: bool = False) -> ProcessId:
         """Boot a runtime, or restore it from a verified checkpoint. Blocking."""
         core = self._core
         if checkpoint is not None:
             core.checkpoints.verify(checkpoint.id)
         if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
-            return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump)
+            return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump, lazy=lazy)
         return core.sandboxes.boot(runtime)
 
     async def go_live(self, runtime: Runtime, process: ProcessId) -> Runtime:
@@ -186,6 +188,7 @@ class Runtimes:
         process = ProcessId(runtime.init_pid or 0, runtime.init_start or 0)
         box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
         box.idle_after = _idle_after(runtime)
+        self._core.sandboxes.pagers.adopt(runtime.id)
         if runtime.status is RuntimeStatus.RUNNING:
             await asyncio.to_thread(self._core.sandboxes.cgroups.thaw, runtime.id)
             await box.guest.wait_ready()
@@ -320,7 +323,7 @@ class Runtimes:
         orphans = [found for found in core.database.checkpoints() if found.source_id == runtime.id]
         core.database.save_checkpoints(replace(found, source_gone=True) for found in orphans)
         core.database.remove_runtime(runtime.id)
-        await asyncio.to_thread(core.layers.sweep, core.needed_layers())
+        await core.sweep_layers()
         log.info("runtime %s (%s): removed", runtime.name, runtime.id)
 
     async def patch(self, ref: str, changes: PatchRuntime, *, expected_revision: int | None = None) -> Runtime:
@@ -365,9 +368,10 @@ class Runtimes:
                 return
             runtime = self._core.find_runtime(box.runtime_id)
             code = self._core.sandboxes.reap(box.process)
+            lost = self._core.sandboxes.pagers.find_loss(runtime.id)
             await self.end_processes(runtime, gently=False)
             status = RuntimeStatus.SHUTDOWN if code == 0 else RuntimeStatus.CRASHED
-            cause = None if code == 0 else f"the guest init ended (status {'unknown' if code is None else code})"
+            cause = None if code == 0 else lost or f"the guest init ended (status {code or 'unknown'})"
             with self._core.journal.recording(f"runtime.{status}", runtime, caller=None, cause=cause):
                 self._core.move(runtime, status, error_message=cause, **_ended(runtime))
 

@@ -14,19 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runta.engine.ahead import Ahead
 from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
+from runta.engine.dumps import Dumps, place_links
+from runta.engine.lazy import Pagers, require_lazy
 from runta.engine.undo import Undo
 from runta.errors import CheckpointFailed, KernelError, RestoreFailed
 from runta.kernel import criu
 from runta.kernel.cgroups import Cgroups
 from runta.kernel.files import open_inside, write_text
 from runta.kernel.mappings import find_shared_mappings
+from runta.kernel.merging import read_saved_bytes
 from runta.kernel.mounts import mount_overlay, mounts_below, open_user_namespace, unmount
 from runta.kernel.process import ProcessId, identify, kill, wait_gone
 from runta.kernel.runc import Runc
 from runta.kernel.tree import copy_metadata
 from runta.layout import Layout, RuntimeDir
-from runta.models import DumpedProcess, IdMap, Runtime
+from runta.models import DumpedProcess, IdMap, MemoryUse, Runtime
 from runta.store.capture import Capture, read_previous
 from runta.store.hidden import HiddenNames
 from runta.store.inits import Inits
@@ -42,6 +46,8 @@ _IN_FLIGHT_TRIES = 4
 _IN_FLIGHT_PAUSE = 0.05
 _PASSES = re.compile("in-flight|Timeout reached")
 """Refusals that pass by themselves: a TCP connection being made, a process that could not be seized at that moment."""
+_OF_SUCCESS = ("restore.log", "stats-restore")
+"""Logs of a restore that are of interest after a failure only."""
 _NOT_OVERLAY = ("/dev/", "/proc/", "/sys/", "/run/runta/")
 
 
@@ -66,7 +72,14 @@ class Sandboxes:
     python: str
     """Interpreter of the hook."""
     hook: Path
+    dumps: Dumps = field(default_factory=Dumps)
+    ahead: Ahead = field(default_factory=Ahead)
+    pagers: Pagers = field(init=False)
+    """What brings the memory of lazily restored runtimes in."""
     _user_namespaces: dict[IdMap, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pagers = Pagers(layout=self.layout, path=self.runc.path, lose=self._end_processes)
 
     def close(self) -> None:
         """Close the user namespaces kept for idmapped mounts."""
@@ -89,34 +102,49 @@ class Sandboxes:
             )
             return _require_alive(pid)
 
-    def restore(self, runtime: Runtime, dump: Path) -> ProcessId:
-        """Start a runtime's container from a dump, on an empty upper dir. Raises RestoreFailed with CRIU's cause."""
+    def restore(self, runtime: Runtime, dump: Path, *, lazy: bool = False) -> ProcessId:
+        """Start a runtime's container from a dump, on an empty upper dir. Raises RestoreFailed with CRIU's cause.
+
+        `lazy` lets it run before its memory is in. Raises FailedPrecondition where the host can't do that.
+        """
         place = self.layout.runtime(runtime.id)
+        if lazy:
+            require_lazy()
         with Undo() as undo:
             self._ensure_disk(runtime, place, undo)
             self._mount(runtime, place, undo)
             copy_up(place.merged, dump)
             self._write_bundle(runtime, place, limited=False)
             self._ensure_run(runtime, place)
-            place.dump.mkdir(mode=_MODE_PRIVATE)
-            criu.link_dump(dump, place.dump, runtime.name)
-            _admit_restorer(place.dump, runtime.spec.ids)
+            links = place_links(dump, place.dump, runtime.id)
+            links.mkdir(mode=_MODE_PRIVATE)
+            criu.link_dump(dump, links, runtime.name)
+            _admit_restorer(links, runtime.spec.ids)
+            if lazy:
+                undo.push("the pager", lambda: self.pagers.stop(runtime.id))
+                self.pagers.start(runtime.id)
             undo.push("the container", lambda: self._delete_container(runtime.id, place))
-            process = self._restore_container(runtime.id, place)
+            process = self._restore_container(runtime.id, place, links, lazy=lazy)
             self.cgroups.set_limits(runtime.id, runtime.spec.resources)
-            remove_tree(place.dump)
+            if lazy:
+                self.pagers.watch(runtime.id)
+            else:
+                remove_tree(links)
+            for name in _OF_SUCCESS:
+                (place.log / name).unlink(missing_ok=True)
             return process
 
-    def _restore_container(self, runtime_id: str, place: RuntimeDir) -> ProcessId:
+    def _restore_container(self, runtime_id: str, place: RuntimeDir, links: Path, *, lazy: bool = False) -> ProcessId:
         log = place.log / "restore.log"
         try:
             pid = self.runc.restore(
                 runtime_id,
                 bundle=place.bundle,
-                dump=place.dump,
+                dump=links,
                 work=place.log,
                 log=place.log / "runc.log",
                 pid_file=place.bundle / "pid",
+                lazy=lazy,
             )
         except KernelError as err:
             reason = criu.explain(criu.read_log([log])) if log.exists() else None
@@ -200,6 +228,7 @@ class Sandboxes:
         `staged` gets `checkpoint/dump`, `checkpoint/log` and `layer/tree`. `frozen` says that the runtime stands still
         already (it is paused), and stays so. Raises CheckpointFailed with CRIU's cause; the runtime goes on as it was.
         """
+        self.pagers.wait(runtime.id)
         for attempt in range(1, _IN_FLIGHT_TRIES + 1):
             try:
                 return self._dump_once(runtime, staged, capture, frozen=frozen)
@@ -213,9 +242,10 @@ class Sandboxes:
 
     def _dump_once(self, runtime: Runtime, staged: Path, capture: Capture, *, frozen: bool) -> Dumped:
         place = self.layout.runtime(runtime.id)
-        dump, work = staged / "checkpoint" / "dump", staged / "checkpoint" / "log"
-        for directory in (dump.parent, dump, work):
+        work = staged / "checkpoint" / "log"
+        for directory in (work.parent, work):
             directory.mkdir(mode=_MODE_PRIVATE)
+        dump = self.dumps.prepare(staged, self.cgroups.memory_bytes(runtime.id))
         remaps = staged / "remaps"
         script = compose_post_dump(place.upper, remaps)
         write_text(place.bundle / "post-dump", script, mode=_MODE_PRIVATE)
@@ -223,13 +253,15 @@ class Sandboxes:
         groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
         lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
         hidden = HiddenNames(capture, upper=place.upper, merged=place.merged, shift=runtime.spec.ids.start)
+        log_file = place.log / "runc.log"
+        parent = None if frozen else self.ahead.dump(self.runc, runtime.id, dump=dump, work=work, log_file=log_file)
         started = time.monotonic()
         if not frozen:
             self.cgroups.freeze(runtime.id)
         try:
             with ThreadPoolExecutor(1) as pool:
                 settling = pool.submit(capture.settle)
-                self._dump_processes(runtime.id, place, dump, work)
+                self._dump_processes(runtime.id, place, dump, work, parent)
                 settling.result()
             hidden.add_link_remaps(remaps)
             hidden.add_aliases(lowers, groups)
@@ -243,9 +275,9 @@ class Sandboxes:
             processes=criu.read_processes(dump),
         )
 
-    def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path) -> None:
+    def _dump_processes(self, runtime_id: str, place: RuntimeDir, dump: Path, work: Path, parent: str | None) -> None:
         try:
-            self.runc.checkpoint(runtime_id, dump=dump, work=work, log=place.log / "runc.log")
+            self.runc.checkpoint(runtime_id, dump=dump, work=work, log=place.log / "runc.log", parent=parent)
         except KernelError as err:
             log = work / "dump.log"
             if not log.exists():
@@ -279,6 +311,7 @@ class Sandboxes:
         """End what runs and undo what was mounted; the disk stays. Whatever is gone already is no error."""
         place = self.layout.runtime(runtime_id)
         self._delete_container(runtime_id, place)
+        self.pagers.stop(runtime_id)
         for point in mounts_below(place.root):
             unmount(point)
         remove_tree(place.run)
@@ -307,17 +340,28 @@ class Sandboxes:
         return self.layout.replaced / f"{runtime.id}@{runtime.revision}"
 
     def _delete_container(self, runtime_id: str, place: RuntimeDir) -> None:
-        """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
-        processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]
-        for process in processes:
-            kill(process)
-        self.cgroups.thaw(runtime_id)
-        for process in processes:
+        for process in self._end_processes(runtime_id):
             if not wait_gone(process, _KILL_TIMEOUT):
                 raise KernelError(f"process {process.pid} of runtime {runtime_id} does not die")
         log = place.log / "runc.log" if place.log.exists() else self.layout.run_dir / "runc.log"
         self.runc.delete(runtime_id, log=log)
         self.cgroups.remove(runtime_id)
+
+    def _end_processes(self, runtime_id: str) -> list[ProcessId]:
+        """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
+        processes = [found for pid in self.cgroups.processes(runtime_id) if (found := identify(pid))]
+        for process in processes:
+            kill(process)
+        self.cgroups.thaw(runtime_id)
+        return processes
+
+    def measure_memory(self, runtime_id: str) -> MemoryUse:
+        """What a live runtime's processes take now."""
+        return MemoryUse(
+            usage_bytes=self.cgroups.memory_bytes(runtime_id),
+            ksm_saved_bytes=read_saved_bytes(self.cgroups.processes(runtime_id)),
+            complete=not self.pagers.is_busy(runtime_id),
+        )
 
     def reap(self, process: ProcessId) -> int | None:
         """Collect the exit status of a container's first process, if it is this service's to collect."""
@@ -343,8 +387,9 @@ def copy_up(merged: Path, dump: Path) -> None:
 def _admit_restorer(dump: Path, ids: IdMap) -> None:
     """CRIU opens a dump's files as the host's root without privileges, and later as the inside's root; nobody else
     may."""
-    os.chown(dump, ids.start, 0)
-    dump.chmod(_MODE_RESTORER)
+    for directory, _, _ in os.walk(dump):
+        os.chown(directory, ids.start, 0)
+        Path(directory).chmod(_MODE_RESTORER)
 
 
 def _require_alive(pid: int) -> ProcessId:

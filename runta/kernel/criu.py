@@ -16,6 +16,7 @@ from runta.models import DumpedProcess
 
 _O_ACCMODE = 3
 _MAP_SHARED = 0x01
+_MODE_PRIVATE = 0o700
 _NOISE = ("Can't setup RLIMIT_NOFILE", "Can't keep kdat cache")
 
 Image = Mapping[str, Any]
@@ -164,8 +165,8 @@ def _core(dump: Path, pid: int) -> Image:
 
 
 def read_memory_bytes(dump: Path) -> int:
-    """How much memory the pages in a dump amount to."""
-    return sum(path.stat().st_size for path in dump.glob("pages-*.img"))
+    """How much memory the pages in a dump amount to, with those of its pre-dump."""
+    return sum(path.stat().st_size for path in dump.rglob("pages-*.img"))
 
 
 def read_writable_paths(dump: Path) -> set[str]:
@@ -226,9 +227,15 @@ def link_dump(dump: Path, target: Path, name: str) -> None:
     """A dump for one restore: hard links to the checkpoint's files, and the host name its own.
 
     CRIU unlinks and rewrites files of a dump directory in some cases; a restore must never touch the checkpoint's.
+    The parts of an incremental dump lie in it, and CRIU's link `parent` is relative.
     """
     for path in dump.iterdir():
-        if path.name.startswith("utsns-"):
+        if path.is_symlink():
+            (target / path.name).symlink_to(path.readlink())
+        elif path.is_dir():
+            (target / path.name).mkdir(mode=_MODE_PRIVATE)
+            link_dump(path, target / path.name, name)
+        elif path.name.startswith("utsns-"):
             rewrite_hostname(path, target / path.name, name)
         else:
             (target / path.name).hardlink_to(path)

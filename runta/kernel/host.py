@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from runta.kernel.installed import (
     parse_version,
     runc_version,
 )
+from runta.kernel.lazy import try_userfaultfd
+from runta.kernel.merging import RUN, is_merging, try_merging
 from runta.kernel.process import run
 from runta.kernel.subids import find_subordinate_ids
 from runta.layout import Layout
@@ -178,6 +181,20 @@ def _probe_dirty_tracking(settings: Settings) -> tuple[bool, str]:
     return ok, "the kernel tells which memory changed" if ok else "the kernel lacks CONFIG_MEM_SOFT_DIRTY"
 
 
+def _probe_lazy_restore(_: Settings) -> tuple[bool, str]:
+    failure = try_userfaultfd()
+    return failure is None, "userfaultfd is there for runtimes" if failure is None else f"userfaultfd: {failure}"
+
+
+def _probe_merging(settings: Settings) -> tuple[bool, str]:
+    if not settings.ksm:
+        return True, "off (RUNTA_KSM=1 has equal memory of runtimes held once)"
+    failure = try_merging(sys.executable)
+    if failure is None and not is_merging():
+        failure = f"{RUN} is off; the service switches it on when it starts"
+    return failure is None, failure or f"equal memory of runtimes is held once; {RUN} is on, for the whole host"
+
+
 def _probe_pycriu(_: Settings) -> tuple[bool, str]:
     try:
         module = importlib.import_module("pycriu.images")
@@ -273,6 +290,20 @@ _QUESTIONS = (
         probe=_probe_dirty_tracking,
         cost="no incremental dumps: every checkpoint writes all memory",
         mend="boot a kernel with CONFIG_MEM_SOFT_DIRTY",
+        required=False,
+    ),
+    _Question(
+        name="lazy restore",
+        probe=_probe_lazy_restore,
+        cost="`runta snapshot restore --lazy` is refused; a restore brings all memory in first",
+        mend="sysctl vm.unprivileged_userfaultfd=1 (it holds for all users of the host)",
+        required=False,
+    ),
+    _Question(
+        name="memory merging",
+        probe=_probe_merging,
+        cost="RUNTA_KSM is set, and forks hold equal memory each for itself",
+        mend="runta serve, on Linux 6.9 or newer with CONFIG_KSM; or leave RUNTA_KSM out",
         required=False,
     ),
     _Question(

@@ -27,22 +27,40 @@ class Runc:
     held: tuple[int, ...] = ()
     """Descriptors each call holds open: the lock of the state directory, so that a service which follows one that was
     killed waits until its last call is through."""
+    launcher: tuple[str, ...] = ()
+    """What starts runc where it makes processes of a container: they inherit what it sets."""
 
     def run(self, runtime_id: str, *, bundle: Path, log: Path, pid_file: Path) -> int:
         """Make and start the container of a bundle; returns the host pid of its first process."""
         words = ("run", "--detach", "--pid-file", pid_file, "--bundle", bundle, runtime_id)
-        self._call(words, log=log, silent=True)
+        self._call(words, log=log, silent=True, launcher=self.launcher)
         return int(pid_file.read_text())
 
-    def checkpoint(self, runtime_id: str, *, dump: Path, work: Path, log: Path) -> None:
-        """Dump the container's processes into `dump`; they go on. CRIU's dump.log and stats go into `work`."""
-        words = ("checkpoint", "--leave-running", "--image-path", dump, "--work-path", work, runtime_id)
+    def checkpoint(self, runtime_id: str, *, dump: Path, work: Path, log: Path, parent: str | None = None) -> None:
+        """Dump the container's processes into `dump`; they go on. CRIU's dump.log and stats go into `work`.
+
+        `parent` is a pre-dump's directory, relative to `dump`: only memory that was written since is dumped.
+        """
+        options = ("--leave-running", *(("--parent-path", parent) if parent else ()))
+        words = ("checkpoint", *options, "--image-path", dump, "--work-path", work, runtime_id)
         self._call(words, log=log, timeout=_DUMP_TIMEOUT)
 
-    def restore(self, runtime_id: str, *, bundle: Path, dump: Path, work: Path, log: Path, pid_file: Path) -> int:
-        """Make the container of a bundle from a dump; returns the host pid of its first process."""
+    def pre_dump(self, runtime_id: str, *, dump: Path, work: Path, log: Path) -> None:
+        """Dump the container's memory alone into `dump`, while it runs, and have the kernel track what is written."""
+        words = ("checkpoint", "--pre-dump", "--image-path", dump, "--work-path", work, runtime_id)
+        self._call(words, log=log, timeout=_DUMP_TIMEOUT)
+
+    def restore(
+        self, runtime_id: str, *, bundle: Path, dump: Path, work: Path, log: Path, pid_file: Path, lazy: bool = False
+    ) -> int:
+        """Make the container of a bundle from a dump; returns the host pid of its first process.
+
+        `lazy` leaves the memory to a pager that listens in `work` (`runta.kernel.lazy`).
+        """
         places = ("--bundle", bundle, "--image-path", dump, "--work-path", work, "--pid-file", pid_file)
-        self._call(("restore", "--detach", *places, runtime_id), log=log, silent=True, timeout=_DUMP_TIMEOUT)
+        lazily = ("--lazy-pages",) if lazy else ()
+        words = ("restore", "--detach", *lazily, *places, runtime_id)
+        self._call(words, log=log, silent=True, timeout=_DUMP_TIMEOUT, launcher=self.launcher)
         return int(pid_file.read_text())
 
     def delete(self, runtime_id: str, *, log: Path) -> None:
@@ -55,11 +73,26 @@ class Runc:
         return {entry.name for entry in self.root.iterdir()} if self.root.is_dir() else set()
 
     def _call(
-        self, words: tuple[str | Path, ...], *, log: Path, silent: bool = False, timeout: float = _TIMEOUT
+        self,
+        words: tuple[str | Path, ...],
+        *,
+        log: Path,
+        silent: bool = False,
+        timeout: float = _TIMEOUT,
+        launcher: tuple[str, ...] = (),
     ) -> None:
         """Run one verb. Raises KernelError with runc's own reason."""
         start = log.stat().st_size if log.exists() else 0
-        head = (self.program, "--root", self.root, "--log", log, "--log-format", "json")
+        head: tuple[str | Path, ...] = (
+            *launcher,
+            self.program,
+            "--root",
+            self.root,
+            "--log",
+            log,
+            "--log-format",
+            "json",
+        )
         done = run((*head, *words), timeout=timeout, path=self.path, check=False, silent=silent, held=self.held)
         if done.returncode != 0:
             raise KernelError(f"runc {words[0]} failed", cause=_read_reason(log, start) or done.stderr.strip() or None)

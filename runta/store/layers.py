@@ -9,16 +9,24 @@ An image's groups are found once and kept beside it, `images/<id>/hardlinks.json
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from runta.kernel.tree import find_hard_links
 from runta.layout import Layout
-from runta.store.staging import commit, remove_tree
+from runta.store.flatten import flatten_trees
+from runta.store.staging import commit, remove_tree, stage, sync_file_system
 
+MAX_CHAIN = 15
+"""Layers below an upper dir; with the image, a lookup passes 16 lower dirs at most."""
 _HARD_LINKS = "hardlinks.json"
+_FLAT = uuid.UUID("6f6e656c-6179-4572-8000-666c61740000")
+"""Namespace of the ids of flat layers (RFC 9562, version 5): the same chain has the same flat layer."""
+_MODE_PRIVATE = 0o700
 
 
 class Layers:
@@ -34,6 +42,24 @@ class Layers:
     def lowers(self, image_id: str, layer_ids: Sequence[str]) -> list[Path]:
         """The lower dirs of a runtime, newest first."""
         return [*(self.tree(layer) for layer in layer_ids), self._layout.image_rootfs(image_id)]
+
+    def shorten(self, layer_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """The same chain, or one flat layer that shows what a long one does; that is made at most once.
+
+        An overlay takes a limited number of lower dirs, and looks a name up in each of them. Raises OSError.
+        """
+        if len(layer_ids) <= MAX_CHAIN:
+            return layer_ids
+        flat = str(uuid.uuid5(_FLAT, "".join(layer_ids)))
+        if not self._layout.layer(flat).exists():
+            with stage(self._layout.staging) as staged:
+                (staged / "layer").mkdir(mode=_MODE_PRIVATE)
+                flatten_trees([self.tree(layer) for layer in layer_ids], staged / "layer" / "tree")
+                index_hard_links(staged / "layer", staged / "layer" / "tree")
+                sync_file_system(staged)
+                with contextlib.suppress(FileExistsError):  # somebody flattened the same chain meanwhile
+                    commit(staged / "layer", self._layout.layer(flat))
+        return (flat,)
 
     def keep(self, staged: Path, layer_id: str) -> None:
         """Give a staged layer its place."""

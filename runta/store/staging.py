@@ -54,8 +54,16 @@ def _empty(directory: Path, top: Path) -> list[Path]:
 
 
 def commit(staged: Path, place: Path) -> None:
-    """Give a staged directory its place: one rename, and the directory above it written out."""
-    staged.rename(place)
+    """Give a staged directory its place: one rename, and the directory above it written out.
+
+    Raises FileExistsError if it is taken.
+    """
+    try:
+        staged.rename(place)
+    except OSError as err:
+        if err.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, "it is there already", str(place)) from err
+        raise
     sync_directory(place.parent)
 
 

@@ -501,6 +501,7 @@ def test_inspection_tells_everything(http: httpx.Client) -> None:
     assert known["id"] == runtime["id"]
     assert known["spec"]["ids"] == {"start": 1_000_000, "size": 65536}
     assert known["init_pid"] > 0
+    assert known["memory"] == {"usage_bytes": 3 << 20, "ksm_saved_bytes": 1 << 20, "complete": True}
     point = http.post("/v2/runtimes/box/checkpoints", json={"name": "point"}).json()["data"]
     fork = create(http, checkpoint_id="point", name="fork")
     known = http.get(f"/v2/local/runtimes/{fork['id']}").json()["data"]

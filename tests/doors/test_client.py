@@ -66,6 +66,17 @@ def test_the_walk_of_the_readme(client: Runta):
     assert len(client.runtimes.list()) == 2
 
 
+def test_a_lazy_restore_has_a_path_of_its_own(client: Runta, service: Service):
+    runtime = client.runtimes.create("src")
+    checkpoint = runtime.checkpoints.create(name="ck")
+    assert client.runtimes.create("soon", checkpoint_id=checkpoint.id, lazy=True).exec("true").exit_code == 0
+    assert runtime.restore(checkpoint.id, name="sooner", lazy=True).name == "sooner"
+    client.runtimes.create("all", checkpoint_id=checkpoint.id)
+    assert service.engine.lazy == {"soon", "sooner"}
+    with pytest.raises(ValueError, match="checkpoint_id"):
+        client.runtimes.create("fresh", lazy=True)
+
+
 def test_the_walk_with_asyncio(service: Service):
     async def walk() -> None:
         async with AsyncRunta(**options(service, UNIX)) as client:

@@ -25,6 +25,8 @@ NAMES = {
     "criu check",
     "random numbers",
     "dirty tracking",
+    "lazy restore",
+    "memory merging",
     "pycriu",
     "nft",
     "guest init",
