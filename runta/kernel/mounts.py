@@ -12,10 +12,12 @@ import ctypes
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runta.errors import KernelError
+from runta.kernel.process import wait_until
 from runta.models import IdMap
 from runta.settings import tool_path
 
@@ -33,6 +35,8 @@ _MS_NODEV = 4
 _MS_PRIVATE = 1 << 18
 _UMOUNT_NOFOLLOW = 8
 _MODE_PASS = 0o711
+_BUSY_TIMEOUT = 5.0
+_BUSY_STEP = 0.0005
 
 OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=on,metacopy=off"
 """Without these, in a fork: renaming a directory of a layer gives EXDEV, hard links come apart, inotify can't be
@@ -132,8 +136,20 @@ def _attach_idmapped(source: Path, target: Path, userns: int) -> Iterator[int]:
         finally:
             os.close(fd)
     finally:
-        unmount(target)
+        _unmount_when_free(target)
         target.rmdir()
+
+
+def _unmount_when_free(target: Path) -> None:
+    """Unmount what only this process has opened. A child that another thread just forked holds a copy of the
+    descriptor until it executes its program: for that moment the mount is busy."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            return unmount(target)
+        except KernelError:
+            if not wait_until(deadline, _BUSY_STEP):
+                raise
 
 
 def mount_overlay(lowers: Sequence[Path], *, upper: Path, work: Path, merged: Path, attach: Path, userns: int) -> None:
@@ -156,7 +172,7 @@ def mount_overlay(lowers: Sequence[Path], *, upper: Path, work: Path, merged: Pa
     except OSError as err:
         raise KernelError(f"can't mount the overlay at {merged}", cause=str(err)) from err
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # where something is left in it, an error is on its way that says why
             attach.rmdir()
 
 
