@@ -12,12 +12,10 @@ import ctypes
 import errno
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runta.errors import KernelError
-from runta.kernel.process import wait_until
 from runta.models import IdMap
 from runta.settings import tool_path
 
@@ -34,9 +32,8 @@ _MOUNT_ATTR_IDMAP = 0x00100000
 _MS_NODEV = 4
 _MS_PRIVATE = 1 << 18
 _UMOUNT_NOFOLLOW = 8
+_MNT_DETACH = 2
 _MODE_PASS = 0o711
-_BUSY_TIMEOUT = 5.0
-_BUSY_STEP = 0.0005
 
 OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=on,metacopy=off"
 """Without these, in a fork: renaming a directory of a layer gives EXDEV, hard links come apart, inotify can't be
@@ -136,20 +133,15 @@ def _attach_idmapped(source: Path, target: Path, userns: int) -> Iterator[int]:
         finally:
             os.close(fd)
     finally:
-        _unmount_when_free(target)
+        _detach(target)
         target.rmdir()
 
 
-def _unmount_when_free(target: Path) -> None:
-    """Unmount what only this process has opened. A child that another thread just forked holds a copy of the
-    descriptor until it executes its program: for that moment the mount is busy."""
-    deadline = time.monotonic() + _BUSY_TIMEOUT
-    while True:
-        try:
-            return unmount(target)
-        except KernelError:
-            if not wait_until(deadline, _BUSY_STEP):
-                raise
+def _detach(target: Path) -> None:
+    """Take an attached tree away. Lazily: a child that another thread just forked holds a copy of its descriptor until
+    it executes its program, and for that moment the mount is busy; nothing else knows of it."""
+    if _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | _MNT_DETACH) != 0:
+        raise _fail("umount2", target)
 
 
 def mount_overlay(lowers: Sequence[Path], *, upper: Path, work: Path, merged: Path, attach: Path, userns: int) -> None:
