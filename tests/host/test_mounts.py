@@ -16,12 +16,12 @@ def test_overlays_are_mounted_while_other_threads_fork(house_root: Path) -> None
     """A child holds copies of this process's descriptors until it executes its program, that of a lower dir too."""
     root = house_root.with_name(f"{house_root.name}-mounts")
     ended = threading.Event()
-    starters = [threading.Thread(target=_start_programs, args=(ended,)) for _ in range(8)]
+    starters = [threading.Thread(target=_start_programs, args=(ended,)) for _ in range(4)]
     userns = open_user_namespace(find_subordinate_ids())
     for starter in starters:
         starter.start()
     try:
-        for number in range(100):
+        for number in range(40):
             _mount_one(root / str(number), userns)
     finally:
         ended.set()
