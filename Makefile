@@ -15,18 +15,13 @@ PACKAGES := runc nftables busybox-static mmdebstrap musl-tools gcc libc6-dev lib
 	make zstd tar iproute2 util-linux debian-archive-keyring ca-certificates
 OFFICIAL := build/official
 RECIPES := $(wildcard rootfs/images/*.toml)
+BENCH_PACKAGES := podman conmon
+BENCH ?=
 
-.PHONY: help setup packages init data provision images demo test conformance lint bench install clean
-
-help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
-
-setup: packages $(VENV)/.ready data provision images ## Prepare this host: packages, .venv, guest init, CRIU, images
-	@echo "setup: ready; try \`$(VENV)/bin/runta doctor\`"
-
-packages:
+# Installs what is missing of the Debian packages it is given.
+define install_missing
 	@missing=""; \
-	for package in $(PACKAGES); do \
+	for package in $(1); do \
 		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || missing+=" $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
@@ -36,6 +31,18 @@ packages:
 	else \
 		echo "packages: all present"; \
 	fi
+endef
+
+.PHONY: help setup packages init data provision images demo test conformance lint bench-setup bench install clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+
+setup: packages $(VENV)/.ready data provision images ## Prepare this host: packages, .venv, guest init, CRIU, images
+	@echo "setup: ready; try \`$(VENV)/bin/runta doctor\`"
+
+packages:
+	$(call install_missing,$(PACKAGES))
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "runta needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=…")'
@@ -83,8 +90,11 @@ lint: packages $(VENV)/.ready ## Check style and types
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy --strict
 
-bench: setup ## Measure against raw runc; prints JSON
-	@$(VENV)/bin/python -m tests.bench
+bench-setup: packages ## Install podman, which the bench measures against
+	$(call install_missing,$(BENCH_PACKAGES))
+
+bench: setup ## Measure against raw runc and podman; BENCH="--quick" hands options on
+	@$(SUDO)$(VENV)/bin/python -m tests.bench $(BENCH)
 
 install: packages data ## Install into PREFIX (default /opt/runta) with a systemd unit
 	@echo "install: $(PREFIX)"

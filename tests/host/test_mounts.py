@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,35 @@ def mount(place: Path) -> None:
         )
     finally:
         os.close(userns)
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_overlays_are_mounted_while_other_threads_start_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old_kernel: bool
+) -> None:
+    """A child holds copies of this process's descriptors until it executes its program, that of a lower dir too."""
+    if old_kernel:
+        refuse_detached(monkeypatch)
+    ended = threading.Event()
+    starters = [threading.Thread(target=start_programs, args=(ended,)) for _ in range(4)]
+    for starter in starters:
+        starter.start()
+    try:
+        for number in range(20):
+            place = tmp_path / str(number)
+            for name in ("new", "old", "upper", "work", "merged"):
+                (place / name).mkdir(parents=True)
+            mount(place)
+            unmount(place / "merged")
+    finally:
+        ended.set()
+        for starter in starters:
+            starter.join()
+
+
+def start_programs(ended: threading.Event) -> None:
+    while not ended.is_set():
+        subprocess.run(["true"], check=True)
 
 
 def refuse_detached(monkeypatch: pytest.MonkeyPatch) -> None:
