@@ -10,6 +10,7 @@ from pathlib import Path
 from runta.engine.core import Audience, Core, log
 from runta.engine.limits import require_room, translating
 from runta.engine.sandbox import Dumped
+from runta.engine.steps import step
 from runta.errors import FailedPrecondition, ServiceError
 from runta.models import LIVE, Checkpoint, CheckpointKind, CheckpointState, Runtime, RuntimeStatus, new_id, now
 from runta.rules import check_name
@@ -77,8 +78,10 @@ class CheckpointMaker:
                 processes=dumped.processes if dumped else (),
             )
             if dumped is not None:
-                await asyncio.to_thread(dumps.settle, staged)
-            made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
+                with step("zero pages"):
+                    await asyncio.to_thread(dumps.settle, staged)
+            with step("seal"):
+                made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
             await asyncio.to_thread(core.sandboxes.remember_capture, runtime_id, capture, made.spec.layers[0])
         core.database.save_checkpoints([made])
         log.info("checkpoint %s (%s) of %s: ready, pause %s ms", made.name, made.id, made.source_name, made.pause_ms)
@@ -107,8 +110,10 @@ async def capture_runtime(
     if runtime.status is not RuntimeStatus.RUNNING:
         return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=True)
     box = core.box(runtime)
-    await asyncio.to_thread(capture.prepare)
-    await box.hold_still()
+    with step("copy before the freeze"):
+        await asyncio.to_thread(capture.prepare)
+    with step("quiesce"):
+        await box.hold_still()
     try:
         return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=False)
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runta.engine.port import CALLER
+from runta.engine.steps import collecting
 from runta.errors import ServiceError
 from runta.models import Checkpoint, Event, Runtime, new_id
 from runta.store.events import EventLog
@@ -44,15 +45,19 @@ class Journal:
         """The block is an event: it is written with its duration, and with its error if it fails."""
         caller = details.pop("caller", CALLER.get())
         note = Note(thing, details)
+        steps: dict[str, float] = {}
         began, started = time.time_ns() // 1_000_000, time.monotonic()
         outcome: str = "ok"
         try:
-            yield note
+            with collecting() as steps:
+                yield note
         except BaseException as error:
             outcome = error.code if isinstance(error, ServiceError) else "internal"
             note.details["message"] = str(error)[:_MAX_TEXT]
             raise
         finally:
+            if steps:
+                note.details["steps_ms"] = steps
             self._events.record(
                 Event(
                     id=new_id(),

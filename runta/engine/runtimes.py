@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from runta.engine.box import Box
 from runta.engine.core import Audience, Core, log
 from runta.engine.limits import check_resources, patch_resources, require_room, translating
+from runta.engine.steps import step
 from runta.engine.stillness import freeze, thaw
 from runta.engine.tasks import Tasks
 from runta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError
@@ -152,7 +153,8 @@ class Runtimes:
         """Boot a runtime, or restore it from a verified checkpoint. Blocking."""
         core = self._core
         if checkpoint is not None:
-            core.checkpoints.verify(checkpoint.id)
+            with step("verify"):
+                core.checkpoints.verify(checkpoint.id)
         if checkpoint is not None and checkpoint.kind is CheckpointKind.FULL:
             return core.sandboxes.restore(runtime, core.layout.checkpoint(checkpoint.id).dump, lazy=lazy)
         return core.sandboxes.boot(runtime)
@@ -161,7 +163,8 @@ class Runtimes:
         """From a running container to a runtime that accepts work."""
         box = Box(runtime.id, process, self._core.layout.runtime(runtime.id).socket)
         try:
-            await box.guest.wait_ready()
+            with step("guest init answers"):
+                await box.guest.wait_ready()
             self._core.sandboxes.seal_run(runtime.id)
             box.idle_after = _idle_after(runtime)
             self._core.boxes[runtime.id] = box

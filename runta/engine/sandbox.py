@@ -18,6 +18,7 @@ from runta.engine.ahead import Ahead
 from runta.engine.bundle import compose_config, compose_criu_options, compose_hook, compose_post_dump
 from runta.engine.dumps import Dumps, place_links
 from runta.engine.lazy import Pagers, require_lazy
+from runta.engine.steps import step
 from runta.engine.undo import Undo
 from runta.errors import CheckpointFailed, KernelError, RestoreFailed
 from runta.kernel import criu
@@ -92,14 +93,17 @@ class Sandboxes:
         """Start a runtime's container from its disk, which is made if it is not there. Raises KernelError."""
         place = self.layout.runtime(runtime.id)
         with Undo() as undo:
-            self._ensure_disk(runtime, place, undo)
-            self._mount(runtime, place, undo)
-            self._write_bundle(runtime, place, limited=True)
-            self._ensure_run(runtime, place)
+            with step("disk and bundle"):
+                self._ensure_disk(runtime, place, undo)
+                self._write_bundle(runtime, place, limited=True)
+                self._ensure_run(runtime, place)
+            with step("overlay"):
+                self._mount(runtime, place, undo)
             undo.push("the container", lambda: self._delete_container(runtime.id, place))
-            pid = self.runc.run(
-                runtime.id, bundle=place.bundle, log=place.log / "runc.log", pid_file=place.bundle / "pid"
-            )
+            with step("runc run"):
+                pid = self.runc.run(
+                    runtime.id, bundle=place.bundle, log=place.log / "runc.log", pid_file=place.bundle / "pid"
+                )
             return _require_alive(pid)
 
     def restore(self, runtime: Runtime, dump: Path, *, lazy: bool = False) -> ProcessId:
@@ -111,20 +115,25 @@ class Sandboxes:
         if lazy:
             require_lazy()
         with Undo() as undo:
-            self._ensure_disk(runtime, place, undo)
-            self._mount(runtime, place, undo)
-            copy_up(place.merged, dump)
-            self._write_bundle(runtime, place, limited=False)
-            self._ensure_run(runtime, place)
-            links = place_links(dump, place.dump, runtime.id)
-            links.mkdir(mode=_MODE_PRIVATE)
-            criu.link_dump(dump, links, runtime.name)
-            _admit_restorer(links, runtime.spec.ids)
+            with step("disk and bundle"):
+                self._ensure_disk(runtime, place, undo)
+                self._write_bundle(runtime, place, limited=False)
+                self._ensure_run(runtime, place)
+            with step("overlay"):
+                self._mount(runtime, place, undo)
+            with step("copy up"):
+                copy_up(place.merged, dump)
+            with step("link dump"):
+                links = place_links(dump, place.dump, runtime.id)
+                links.mkdir(mode=_MODE_PRIVATE)
+                criu.link_dump(dump, links, runtime.name)
+                _admit_restorer(links, runtime.spec.ids)
             if lazy:
                 undo.push("the pager", lambda: self.pagers.stop(runtime.id))
                 self.pagers.start(runtime.id)
             undo.push("the container", lambda: self._delete_container(runtime.id, place))
-            process = self._restore_container(runtime.id, place, links, lazy=lazy)
+            with step("runc restore"):
+                process = self._restore_container(runtime.id, place, links, lazy=lazy)
             self.cgroups.set_limits(runtime.id, runtime.spec.resources)
             if lazy:
                 self.pagers.watch(runtime.id)
@@ -257,14 +266,18 @@ class Sandboxes:
         parent = None if frozen else self.ahead.dump(self.runc, runtime.id, dump=dump, work=work, log_file=log_file)
         started = time.monotonic()
         if not frozen:
-            self.cgroups.freeze(runtime.id)
+            with step("freeze"):
+                self.cgroups.freeze(runtime.id)
         try:
             with ThreadPoolExecutor(1) as pool:
                 settling = pool.submit(capture.settle)
-                self._dump_processes(runtime.id, place, dump, work, parent)
-                settling.result()
-            hidden.add_link_remaps(remaps)
-            hidden.add_aliases(lowers, groups)
+                with step("runc checkpoint"):
+                    self._dump_processes(runtime.id, place, dump, work, parent)
+                with step("wait for the capture"):
+                    settling.result()
+            with step("hidden names"):
+                hidden.add_link_remaps(remaps)
+                hidden.add_aliases(lowers, groups)
         finally:
             if not frozen:
                 self.cgroups.thaw(runtime.id)
@@ -320,7 +333,8 @@ class Sandboxes:
     def destroy(self, runtime_id: str) -> None:
         """Leave nothing of a runtime on the host."""
         self.stop(runtime_id)
-        remove_tree(self.layout.runtime(runtime_id).root)
+        with step("remove files"):
+            remove_tree(self.layout.runtime(runtime_id).root)
 
     def set_aside(self, runtime: Runtime) -> None:
         """Keep the directory of a stopped runtime while another is made in its place."""
@@ -340,12 +354,15 @@ class Sandboxes:
         return self.layout.replaced / f"{runtime.id}@{runtime.revision}"
 
     def _delete_container(self, runtime_id: str, place: RuntimeDir) -> None:
-        for process in self._end_processes(runtime_id):
-            if not wait_gone(process, _KILL_TIMEOUT):
-                raise KernelError(f"process {process.pid} of runtime {runtime_id} does not die")
+        with step("end processes"):
+            for process in self._end_processes(runtime_id):
+                if not wait_gone(process, _KILL_TIMEOUT):
+                    raise KernelError(f"process {process.pid} of runtime {runtime_id} does not die")
         log = place.log / "runc.log" if place.log.exists() else self.layout.run_dir / "runc.log"
-        self.runc.delete(runtime_id, log=log)
-        self.cgroups.remove(runtime_id)
+        with step("runc delete"):
+            self.runc.delete(runtime_id, log=log)
+        with step("remove cgroup"):
+            self.cgroups.remove(runtime_id)
 
     def _end_processes(self, runtime_id: str) -> list[ProcessId]:
         """Kill every process: SIGKILL reaches a frozen one once it is thawed, and it does nothing before it dies."""
