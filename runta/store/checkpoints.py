@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from runta.layout import CheckpointDir, Layout
 from runta.models import Checkpoint
 from runta.store.codec import decode, encode
 from runta.store.layers import index_hard_links
-from runta.store.staging import commit, remove_tree, sync_directory, sync_file_system
+from runta.store.staging import commit, remove_tree, sync_directory, sync_file, sync_file_system
 
 FORMAT = 1
+_HANDS = 3
+_LARGE = 2
+"""Files whose writing out is begun early: most of a dump is in one or two."""
 _MODE_PRIVATE = 0o600
 _MODE_DUMP = 0o644
 """CRIU's restored processes read parts of the dump as the inside's root; the directories above, 0700, keep others
@@ -59,16 +63,24 @@ class Checkpoints:
         `staged` holds `checkpoint/` (dump, log) and `layer/` (tree). Returns the checkpoint with its size.
         """
         place = CheckpointDir(staged / "checkpoint")
-        index_hard_links(staged / "layer", staged / "layer" / "tree")
-        pack_tree(staged / "layer" / "tree", place.tarball)
-        digests = {str(path.relative_to(place.root)): _digest(path) for path in _files(place.root)}
+        admit_restorers(place.dump)
+        with ThreadPoolExecutor(_HANDS) as pool:
+            # The disk, a core for the digests and one for the tarball have work at the same time.
+            dumped = sorted(_files(place.root), key=lambda path: path.stat().st_size, reverse=True)
+            written = [pool.submit(sync_file, path) for path in dumped[:_LARGE]]
+            summed = {path: pool.submit(_digest, path) for path in dumped}
+            index_hard_links(staged / "layer", staged / "layer" / "tree")
+            pack_tree(staged / "layer" / "tree", place.tarball)
+            summed[place.tarball] = pool.submit(_digest, place.tarball)
+            digests = {str(path.relative_to(place.root)): found.result() for path, found in sorted(summed.items())}
+            for each in written:
+                each.result()
         size = sum(path.stat().st_size for path in _files(place.root))
         done = replace(checkpoint, size_bytes=size)
         manifest = {"format": FORMAT, "checkpoint": encode(done), "host": encode(facts), "digests": digests}
         place.manifest.write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in (place.tarball, place.manifest):
             path.chmod(_MODE_PRIVATE)
-        admit_restorers(place.dump)
         sync_file_system(place.root)
         commit(staged / "layer", self._layout.layer(checkpoint.spec.layers[0]))
         commit(place.root, self._layout.checkpoints / checkpoint.id)

@@ -76,6 +76,15 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Write out a file (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_file_system(path: Path) -> None:
     """Write out everything of the file system that holds `path` (syncfs(2)): one call for a tree of many files."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
