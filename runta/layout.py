@@ -43,6 +43,11 @@ class RuntimeDir:
         return self.bundle / "criu.conf"
 
     @property
+    def hook_fifo(self) -> Path:
+        """Where the createRuntime hook gets its answer."""
+        return self.bundle / "hook.fifo"
+
+    @property
     def run(self) -> Path:
         """Bind-mounted at /run/runta inside: the guest init's binary and socket."""
         return self.root / "run"
@@ -171,9 +176,14 @@ class Layout:
         return self.run_dir / "runc"
 
     @property
-    def network_socket(self) -> Path:
+    def network_fifo(self) -> Path:
         """Where the createRuntime hook asks for the network."""
-        return self.run_dir / "network.sock"
+        return self.run_dir / "network.fifo"
+
+    @property
+    def empty(self) -> Path:
+        """A directory with nothing in it, for what a runtime is not to see."""
+        return self.state_dir / "empty"
 
     def image(self, image_id: str) -> Path:
         """An image's directory: `rootfs/` and `image.json`."""

@@ -6,10 +6,11 @@ Sources: the OCI runtime specification (config.md, config-linux.md), runc's docs
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runta.kernel.network import HOOK
 from runta.kernel.tree import LINK_REMAP
 from runta.layout import RuntimeDir
 from runta.models import DEFAULT_PIDS_MAX, IdMap, Resources
@@ -36,19 +37,25 @@ CAPABILITIES = (
     "CAP_AUDIT_WRITE",
 )
 
-MASKED_PATHS = (
+MASKED_DIRECTORIES = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+MASKED_PATHS = (
+    *MASKED_DIRECTORIES,
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
 )
+_MASK = "runta-masked"
+_HOOK_TIMEOUT = 5
+"""Seconds until runc gives up a hook: nobody answers it where the service was killed meanwhile."""
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 # CRIU can't dump io_uring; libraries fall back when it is refused with ENOSYS, as on a kernel without it.
@@ -104,7 +111,7 @@ def compose_config(
     resources: Resources,
     ids: IdMap,
     cgroups_path: str,
-    hook: Sequence[str],
+    hook: Sequence[str] | None,
     limited: bool,
 ) -> dict[str, Any]:
     """config.json of a runtime.
@@ -119,7 +126,7 @@ def compose_config(
         "root": {"path": str(runtime_dir.merged), "readonly": False},
         "hostname": name,
         "mounts": _compose_mounts(runtime_dir),
-        "hooks": {"createRuntime": [{"path": hook[0], "args": list(hook), "timeout": 30}]},
+        "hooks": {"createRuntime": [{"path": hook[0], "args": list(hook), "timeout": _HOOK_TIMEOUT}]} if hook else {},
         "annotations": {"org.criu.config": str(runtime_dir.criu_conf), "dev.runta.id": runtime_id},
         "linux": {
             "uidMappings": mapping,
@@ -200,31 +207,35 @@ def compose_seccomp() -> dict[str, Any]:
     }
 
 
-def compose_criu_options(extra: Mapping[str, str] | None = None) -> str:
+def compose_criu_options(empty: Path, *, action_script: Path | None = None) -> str:
     """CRIU's options file: what runc's command line can't say, or says differently from version to version.
 
     An option whose argument may be left out takes it after `=` only (criu, config.c); written apart, the argument is
-    dropped without a word. The network namespace is made empty at a restore and set up by the createRuntime hook, as at
-    the first start: nothing inside may change it, so there is nothing of it to dump. Nothing outside can send to it
-    while it is frozen, so it needs no lock.
+    dropped without a word. The network namespace is made empty at a restore and set up by the createRuntime hook:
+    nothing inside may change it, so there is nothing of it to dump. Nothing outside can send to it while it is frozen,
+    so it needs no lock. The directories that runc masks are tmpfs mounts, and each would cost a tar and a gzip at dump
+    and at restore; declared external, they come back as mounts of the directory `empty`.
     """
-    options = {
-        "network-lock": "skip",
-        "empty-ns": "net",
-        "ghost-limit": str(1 << 30),
-        "link-remap": "",
-        "file-locks": "",
-        "manage-cgroups=ignore": "",
-        "tcp-established": "",
-        "verbosity=2": "",
-        **(extra or {}),
-    }
-    return "".join(f"{name} {value}".rstrip() + "\n" for name, value in options.items())
+    options = [
+        "network-lock skip",
+        "empty-ns net",
+        f"ghost-limit {1 << 30}",
+        "link-remap",
+        "file-locks",
+        "manage-cgroups=ignore",
+        "tcp-established",
+        "verbosity=2",
+        *(f"external mnt[{path}]:{_MASK}" for path in MASKED_DIRECTORIES),
+        f"external mnt[{_MASK}]:{empty}",
+    ]
+    if action_script is not None:
+        options.append(f"action-script {action_script}")
+    return "".join(f"{option}\n" for option in options)
 
 
-def compose_hook(python: str, script: Path, socket: Path) -> tuple[str, ...]:
-    """The createRuntime hook: Python without site packages, so that it starts in milliseconds."""
-    return (python, "-I", "-S", "-E", str(script), str(socket))
+def compose_hook(request: Path, answer: Path) -> tuple[str, ...]:
+    """The createRuntime hook of a restore, with the network helper's FIFO and its own."""
+    return ("/bin/sh", "-c", HOOK, "hook", str(request), str(answer))
 
 
 def compose_post_dump(upper: Path, kept: Path) -> str:

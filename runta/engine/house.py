@@ -27,7 +27,6 @@ from runta.engine.runtimes import Runtimes
 from runta.engine.sandbox import Sandboxes
 from runta.engine.tasks import Attachment, Tasks
 from runta.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError
-from runta.kernel import hook
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.criu_cache import drop_cache, provide_cache
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
@@ -66,6 +65,7 @@ from runta.store.staging import stage
 
 _MODE_PASS = 0o711
 _MODE_PRIVATE = 0o700
+_MODE_EMPTY = 0o555
 _MODE_LOCK = 0o600
 _LOCK_TIMEOUT = 60.0
 _THREADS = 64
@@ -263,7 +263,7 @@ async def build_engine(settings: Settings) -> LocalEngine:
         if settings.ksm:
             start_merging()
         core = _build_core(settings, layout, lock, Journal(events))
-        engine = LocalEngine(core, events, NetworkHelper(layout.network_socket), lock)
+        engine = LocalEngine(core, events, NetworkHelper(layout.network_fifo), lock)
         await engine.start()
     except BaseException:
         with suppress(OSError):
@@ -286,8 +286,6 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
         inits=inits,
         cgroups=find_cgroups(),
         runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,), launcher=launcher),
-        python=python,
-        hook=Path(hook.__file__),
         dumps=Dumps(settings.dump_dir),
         ahead=find_tracking(criu),
     )
@@ -312,6 +310,7 @@ def make_directories(layout: Layout) -> None:
     for path in (layout.state_dir, layout.run_dir, layout.runtimes, layout.images, layout.inits):
         path.mkdir(mode=_MODE_PASS, parents=True, exist_ok=True)
         path.chmod(_MODE_PASS)
+    layout.empty.mkdir(mode=_MODE_EMPTY, exist_ok=True)
     for path in (layout.layers, layout.checkpoints, layout.staging, layout.replaced, layout.runc_root):
         path.mkdir(mode=_MODE_PRIVATE, parents=True, exist_ok=True)
 

@@ -42,6 +42,7 @@ _MODE_PASS = 0o711
 _MODE_INSIDE = 0o755
 _MODE_PRIVATE = 0o700
 _MODE_RESTORER = 0o710
+_MODE_FIFO = 0o600
 _KILL_TIMEOUT = 10.0
 _IN_FLIGHT_TRIES = 4
 _IN_FLIGHT_PAUSE = 0.05
@@ -70,9 +71,6 @@ class Sandboxes:
     inits: Inits
     cgroups: Cgroups
     runc: Runc
-    python: str
-    """Interpreter of the hook."""
-    hook: Path
     dumps: Dumps = field(default_factory=Dumps)
     ahead: Ahead = field(default_factory=Ahead)
     pagers: Pagers = field(init=False)
@@ -210,11 +208,14 @@ class Sandboxes:
             resources=runtime.spec.resources,
             ids=runtime.spec.ids,
             cgroups_path=self.cgroups.path(runtime.id),
-            hook=compose_hook(self.python, self.hook, self.layout.network_socket),
+            hook=None if limited else compose_hook(self.layout.network_fifo, place.hook_fifo),
             limited=limited,
         )
         write_text(place.bundle / "config.json", json.dumps(config))
-        write_text(place.criu_conf, compose_criu_options())
+        write_text(place.criu_conf, compose_criu_options(self.layout.empty))
+        if not limited:
+            place.hook_fifo.unlink(missing_ok=True)
+            os.mkfifo(place.hook_fifo, _MODE_FIFO)
 
     # ---- capture
 
@@ -258,7 +259,7 @@ class Sandboxes:
         remaps = staged / "remaps"
         script = compose_post_dump(place.upper, remaps)
         write_text(place.bundle / "post-dump", script, mode=_MODE_PRIVATE)
-        write_text(place.criu_conf, compose_criu_options({"action-script": str(place.bundle / "post-dump")}))
+        write_text(place.criu_conf, compose_criu_options(self.layout.empty, action_script=place.bundle / "post-dump"))
         groups = self.layers.find_hard_links(runtime.spec.image, runtime.spec.layers)
         lowers = self.layers.lowers(runtime.spec.image, runtime.spec.layers)
         hidden = HiddenNames(capture, upper=place.upper, merged=place.merged, shift=runtime.spec.ids.start)

@@ -14,11 +14,12 @@ _STEPS: ContextVar[dict[str, float] | None] = ContextVar("steps", default=None)
 def collecting() -> Iterator[dict[str, float]]:
     """Steps of the block, also those in threads that inherit its context, with their milliseconds."""
     steps: dict[str, float] = {}
-    token = _STEPS.set(steps)
+    before = _STEPS.get()
+    _STEPS.set(steps)
     try:
         yield steps
     finally:
-        _STEPS.reset(token)
+        _STEPS.set(before)  # not by its token: what streams an answer may end in another context than it began in
 
 
 @contextlib.contextmanager

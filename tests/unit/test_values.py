@@ -160,7 +160,7 @@ def test_undo_runs_in_reverse_and_never_hides_the_cause() -> None:
 
 def test_config() -> None:
     layout = Layout(Path("/state"), Path("/run/runta"))
-    hook = compose_hook("/usr/bin/python3", Path("/x/hook.py"), layout.network_socket)
+    hook = compose_hook(layout.network_fifo, layout.runtime("id").hook_fifo)
     config = compose_config(
         runtime_id="id",
         name="box",
@@ -171,6 +171,10 @@ def test_config() -> None:
         hook=hook,
         limited=True,
     )
+    assert config["hooks"]["createRuntime"][0]["args"][-2:] == [
+        "/run/runta/network.fifo",
+        f"{layout.runtime('id').hook_fifo}",
+    ]
     assert json.loads(json.dumps(config)) == config
     linux = config["linux"]
     assert linux["uidMappings"] == linux["gidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 65536}]
@@ -187,7 +191,7 @@ def test_config() -> None:
 
 
 def test_criu_options() -> None:
-    lines = compose_criu_options({"action-script": "/x/y"}).splitlines()
+    lines = compose_criu_options(Path("/empty"), action_script=Path("/x/y")).splitlines()
     assert {"link-remap", "file-locks", "manage-cgroups=ignore", "empty-ns net", "action-script /x/y"} <= set(lines)
     assert any(line.startswith("ghost-limit ") for line in lines)
     assert "'/a b/upper'" in compose_post_dump(Path("/a b/upper"), Path("/out"))

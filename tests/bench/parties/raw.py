@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 from runta.engine.house import make_directories
 from runta.engine.sandbox import Sandboxes
 from runta.guest import Guest
-from runta.kernel import criu, hook
+from runta.kernel import criu
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.host import find_criu, find_init_binary, find_subordinate_ids
 from runta.kernel.network import NetworkHelper
@@ -85,6 +85,8 @@ class PlainSandboxes(Sandboxes):
 
     def _write_bundle(self, runtime: Runtime, place: RuntimeDir, *, limited: bool) -> None:
         super()._write_bundle(runtime, place, limited=limited)
+        config = json.loads((place.bundle / "config.json").read_text())
+        (place.bundle / "config.json").write_text(json.dumps({**config, "hooks": {}}))
         place.criu_conf.write_text("network-lock nftables\nlink-remap\nfile-locks\ntcp-established\n")
 
 
@@ -98,7 +100,7 @@ class Raw:
         make_directories(self.layout)
         self.layout.images.rmdir()
         self.layout.images.symlink_to(settings.state_dir / "images")
-        self.network = NetworkHelper(self.layout.network_socket)
+        self.network = NetworkHelper(self.layout.network_fifo)
         self.network.start()
         inits = Inits(self.layout)
         self.init = inits.install(find_init_binary())
@@ -109,8 +111,6 @@ class Raw:
             inits=inits,
             cgroups=find_cgroups(),
             runc=self.runc,
-            python=str(Path(sys.executable).resolve()),
-            hook=Path(hook.__file__),
         )
         self.image = Images(self.layout, Rootfs()).get("debian")
 
