@@ -103,10 +103,13 @@ def _copy_piece(reader: int, writer: int, start: int, count: int) -> int:
 
 
 def copy_metadata(source: Path, target: Path, *, shift: int) -> None:
-    """Owner, mode, xattrs and times, in the order in which none undoes another."""
+    """Owner, mode, xattrs and times, in the order in which none undoes another.
+
+    What the target is decides whether it has a mode: a live source may have been replaced, and no link is followed.
+    """
     info = source.lstat()
     os.chown(target, unshift(info.st_uid, shift), unshift(info.st_gid, shift), follow_symlinks=False)
-    if not stat.S_ISLNK(info.st_mode):
+    if not stat.S_ISLNK(target.lstat().st_mode):
         target.chmod(stat.S_IMODE(info.st_mode))
     for name in os.listxattr(source, follow_symlinks=False):
         if is_kept(name):

@@ -248,6 +248,30 @@ def test_a_symlink_put_in_the_way_is_not_followed(
     assert listing(made.tree) == listing(upper)
 
 
+def test_a_symlink_that_becomes_a_file_changes_nothing_on_the_host(
+    upper: Path, make: Callable[..., Capture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest replaces a link to the host's file by a file of its own, between the copy and its attributes."""
+    (tmp_path / "host").write_text("secret")
+    (tmp_path / "host").chmod(0o600)
+    (upper / "link").symlink_to(tmp_path / "host")
+    real = store_capture.copy_metadata
+
+    def copy_metadata(*args: Any, **options: Any) -> None:
+        (upper / "link").unlink()
+        (upper / "link").write_text("mine")
+        (upper / "link").chmod(0o777)
+        real(*args, **options)
+
+    monkeypatch.setattr(store_capture, "copy_metadata", copy_metadata)
+    made = make()
+    made.prepare()
+    assert stat.S_IMODE((tmp_path / "host").stat().st_mode) == 0o600
+    monkeypatch.setattr(store_capture, "copy_metadata", real)
+    made.settle()
+    assert listing(made.tree) == listing(upper)
+
+
 def test_more_names_than_two_layers_can_share(upper: Path, make: Callable[..., Capture], tmp_path: Path) -> None:
     """ext4 gives a file 65,000 names: a second layer of 40,000 of them must copy."""
     (upper / "0").write_text("many")
