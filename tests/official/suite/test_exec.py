@@ -55,7 +55,10 @@ def test_environment_of_the_runtime_is_not_lost(box):
 
 
 def test_background_of_a_command(box):
-    box.exec("setsid sh -c 'sleep 300' >/dev/null 2>&1 </dev/null & sleep 301 >/dev/null 2>&1 & echo")
+    box.exec(
+        "setsid sh -c 'sleep 300' >/dev/null 2>&1 </dev/null & sleep 301 >/dev/null 2>&1 &"
+        " until pgrep -f '^sleep 300'; do sleep 0.02; done"  # until then it has no session of its own
+    )
     deadline = time.monotonic() + 20
     while box.exec("pgrep -fc '^sleep 301'").stdout_text.strip() != "0" and time.monotonic() < deadline:
         pass
