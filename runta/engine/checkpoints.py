@@ -15,7 +15,6 @@ from runta.errors import FailedPrecondition, ServiceError
 from runta.models import LIVE, Checkpoint, CheckpointKind, CheckpointState, Runtime, RuntimeStatus, new_id, now
 from runta.rules import check_name
 from runta.store.capture import Capture
-from runta.store.staging import stage
 
 
 class CheckpointMaker:
@@ -33,9 +32,10 @@ class CheckpointMaker:
         runtime = core.find_runtime(ref)
         require_kind(runtime, kind)
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(runtime.id))
-        async with core.shortened(runtime.spec.layers) as layers:
-            checkpoint = _compose(runtime, name, kind, layers)
-            core.database.add_checkpoint(checkpoint)
+        with translating("the checkpoint"):
+            async with core.shortened(runtime.spec.layers) as layers:
+                checkpoint = _compose(runtime, name, kind, layers)
+                core.database.add_checkpoint(checkpoint)
         return await core.answer(
             lambda audience: self._settle(runtime, checkpoint, audience),
             name=f"checkpoint {checkpoint.name}",
@@ -47,7 +47,7 @@ class CheckpointMaker:
         details = {"checkpoint": checkpoint.name, "checkpoint_id": checkpoint.id, "kind": checkpoint.kind}
         with core.journal.recording("checkpoint.create", runtime, **details) as note:
             try:
-                made = await self._make(runtime.id, checkpoint)
+                made = await self._make(runtime, checkpoint)
                 note.details.update(pause_ms=made.pause_ms, size_bytes=made.size_bytes)
                 return made
             except BaseException as error:
@@ -62,30 +62,31 @@ class CheckpointMaker:
         failed = replace(checkpoint, state=CheckpointState.FAILED, error_code=code, error_message=str(error)[:4096])
         self._core.database.save_checkpoints([failed])
 
-    async def _make(self, runtime_id: str, checkpoint: Checkpoint) -> Checkpoint:
-        core, dumps = self._core, self._core.sandboxes.dumps
-        with translating(f"checkpoint {checkpoint.name}"), stage(core.layout.staging) as staged, dumps.homing(staged):
-            async with core.locks[runtime_id]:
-                runtime = core.find_runtime(runtime_id)
-                require_kind(runtime, checkpoint.kind)
-                async with core.turns:
+    async def _make(self, source: Runtime, checkpoint: Checkpoint) -> Checkpoint:
+        """`source`: as it was when the record was composed."""
+        core = self._core
+        with translating(f"checkpoint {checkpoint.name}"):
+            async with core.staged() as staged:
+                async with core.locks[source.id]:
+                    runtime = core.find_runtime(source.id)
+                    require_kind(runtime, checkpoint.kind)
+                    require_same(runtime, source)
                     capture, dumped = await capture_runtime(core, runtime, checkpoint.kind, staged)
-            made = replace(
-                checkpoint,
-                state=CheckpointState.READY,
-                memory_bytes=dumped.memory_bytes if dumped else 0,
-                pause_ms=dumped.pause_ms if dumped else None,
-                processes=dumped.processes if dumped else (),
-            )
-            if dumped is not None:
-                with step("zero pages"):
-                    await asyncio.to_thread(dumps.settle, staged)
-            with step("seal"):
-                made = await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
-            await asyncio.to_thread(core.sandboxes.remember_capture, runtime_id, capture, made.spec.layers[0])
+                made = await self._seal(staged, checkpoint, dumped)
+                await asyncio.to_thread(core.sandboxes.remember_capture, source.id, capture, made.spec.layers[0])
         core.database.save_checkpoints([made])
         log.info("checkpoint %s (%s) of %s: ready, pause %s ms", made.name, made.id, made.source_name, made.pause_ms)
         return made
+
+    async def _seal(self, staged: Path, checkpoint: Checkpoint, dumped: Dumped | None) -> Checkpoint:
+        core = self._core
+        made = replace(checkpoint, state=CheckpointState.READY)
+        if dumped is not None:
+            made = replace(made, memory_bytes=dumped.memory_bytes, pause_ms=dumped.pause_ms, processes=dumped.processes)
+            with step("zero pages"):
+                await asyncio.to_thread(core.sandboxes.dumps.settle, staged)
+        with step("seal"):
+            return await asyncio.to_thread(core.checkpoints.seal, staged, made, facts=core.facts)
 
     async def delete(self, ref: str) -> None:
         """Remove a checkpoint. What was restored from it goes on: its layers stay as long as something needs them."""
@@ -103,21 +104,38 @@ class CheckpointMaker:
 async def capture_runtime(
     core: Core, runtime: Runtime, kind: CheckpointKind, staged: Path
 ) -> tuple[Capture, Dumped | None]:
-    """Capture a runtime into `staged`; the caller holds its lock. Most of its files are copied while it still runs."""
+    """Capture a runtime into `staged`; the caller holds its lock. Most of its files are copied while it still runs, and
+    no turn is taken for that."""
     if kind is CheckpointKind.COLD:
-        return await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged), None
+        async with core.turns:
+            return await asyncio.to_thread(core.sandboxes.capture_disk, runtime, staged), None
     capture = await asyncio.to_thread(core.sandboxes.begin_capture, runtime, staged)
     if runtime.status is not RuntimeStatus.RUNNING:
-        return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=True)
+        async with core.turns:
+            return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=True)
     box = core.box(runtime)
     with step("copy before the freeze"):
         await asyncio.to_thread(capture.prepare)
-    with step("quiesce"):
-        await box.hold_still()
-    try:
-        return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=False)
-    finally:
-        box.let_go()
+    async with core.turns:
+        with step("quiesce"):
+            await box.hold_still()
+        try:
+            return capture, await asyncio.to_thread(core.sandboxes.dump, runtime, staged, capture, frozen=False)
+        finally:
+            box.let_go()
+
+
+def require_same(runtime: Runtime, before: Runtime) -> None:
+    """Raise FailedPrecondition if a runtime has another disk than when its layers were read: it was rolled back, or
+    booted anew."""
+    if (runtime.spec.image, runtime.spec.layers, runtime.spec.init) != (
+        before.spec.image,
+        before.spec.layers,
+        before.spec.init,
+    ):
+        raise FailedPrecondition(
+            f"runtime {runtime.name} is not what it was", cause="it was rolled back meanwhile", hint="try again"
+        )
 
 
 def require_kind(runtime: Runtime, kind: CheckpointKind) -> None:

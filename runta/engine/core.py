@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from runta.engine.box import Box
@@ -24,6 +25,7 @@ from runta.store.images import Images
 from runta.store.inits import Inits
 from runta.store.layers import Layers
 from runta.store.secrets import Secrets
+from runta.store.staging import stage
 
 log = logging.getLogger("runta.engine")
 T = TypeVar("T")
@@ -63,6 +65,8 @@ class Core:
     jobs: set[asyncio.Task[Any]] = field(default_factory=set)
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE * (os.cpu_count() or 1)))
     """Whoever starts, dumps or restores a container takes one."""
+    pinned: Counter[str] = field(default_factory=Counter)
+    """Layers that somebody is about to stand on, and no record says so yet."""
     flattening: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from the making of a flat layer until a record names it, and by whoever sweeps layers."""
     answer_after: float = ANSWER_AFTER
@@ -159,6 +163,27 @@ class Core:
     def _records(self) -> list[Runtime | Checkpoint]:
         return [*self.database.runtimes(), *self.database.checkpoints()]
 
+    @contextlib.contextmanager
+    def pinning(self, layers: tuple[str, ...]) -> Iterator[None]:
+        """No sweep removes these layers while the block lasts."""
+        self.pinned.update(layers)
+        try:
+            yield
+        finally:
+            self.pinned.subtract(layers)
+            self.pinned = +self.pinned
+
+    @contextlib.asynccontextmanager
+    async def staged(self) -> AsyncIterator[Path]:
+        """A staging directory. It may hold gigabytes: a thread removes it, and a dump of it that lies elsewhere."""
+        hold = contextlib.ExitStack()
+        place = await asyncio.to_thread(hold.enter_context, stage(self.layout.staging))
+        hold.enter_context(self.sandboxes.dumps.homing(place))
+        try:
+            yield place
+        finally:
+            await asyncio.to_thread(hold.close)
+
     @contextlib.asynccontextmanager
     async def shortened(self, layers: tuple[str, ...]) -> AsyncIterator[tuple[str, ...]]:
         """A chain that another layer can be put on. No sweep removes it while the block lasts, which records it."""
@@ -169,7 +194,7 @@ class Core:
     async def sweep_layers(self) -> None:
         """Remove layers that no runtime and no checkpoint stands on."""
         async with self.flattening:
-            needed = {layer for record in self._records() for layer in record.spec.layers}
+            needed = {layer for record in self._records() for layer in record.spec.layers} | set(self.pinned)
             await asyncio.to_thread(self.layers.sweep, needed)
 
     def needed_inits(self) -> set[str]:

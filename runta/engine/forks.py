@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runta.engine.checkpoints import capture_runtime, require_kind
+from runta.engine.checkpoints import capture_runtime, require_kind, require_same
 from runta.engine.core import Audience, Core, log
 from runta.engine.limits import require_room, translating
 from runta.engine.runtimes import Runtimes
@@ -16,7 +16,6 @@ from runta.errors import FailedPrecondition, InternalError, ServiceError
 from runta.models import LIVE, Checkpoint, CheckpointKind, Runtime, RuntimeStatus, new_id, now
 from runta.rules import check_name
 from runta.store.checkpoints import admit_restorers
-from runta.store.staging import stage
 
 Result = Runtime | ServiceError
 
@@ -35,14 +34,22 @@ class Forks:
         core, source = self._core, self._core.find_runtime(ref)
         require_kind(source, CheckpointKind.FULL)
         require_room(core.layout.state_dir, core.sandboxes.cgroups.memory_bytes(source.id))
-        layer = new_id()
-        with core.journal.recording("runtime.fork", source, count=len(names)) as note:
+        # A job of its own: the end of a request, or of the service, must not part it from the threads it started.
+        return await asyncio.shield(core.spawn(self._fork(source, names), name=f"fork of {source.name}"))
+
+    async def _fork(self, source: Runtime, names: Sequence[str | None]) -> list[Result]:
+        core, layer = self._core, new_id()
+        with core.journal.recording("runtime.fork", source, count=len(names)) as note, translating("the fork"):
             async with core.shortened(source.spec.layers) as below:
                 begun = [self._record(source, (layer, *below), name) for name in names]
-            with stage(core.layout.staging) as staged, core.sandboxes.dumps.homing(staged):
-                note.details["pause_ms"] = await self._capture(source.id, layer, staged, begun)
-                dump = staged / "checkpoint" / "dump"
-                made = await asyncio.gather(*(self._restore(one, dump) for one in begun))
+            try:
+                async with core.staged() as staged:
+                    note.details["pause_ms"] = await self._capture(source, layer, staged)
+                    dump = staged / "checkpoint" / "dump"
+                    made = await asyncio.gather(*(self._restore(one, dump) for one in begun))
+            except BaseException:
+                self._forget(begun)
+                raise
             if any(isinstance(one, ServiceError) for one in made):
                 await core.sweep_layers()
             note.details["made"] = sum(isinstance(one, Runtime) for one in made)
@@ -74,27 +81,24 @@ class Forks:
             return err
         return fork
 
-    async def _capture(self, source_id: str, layer: str, staged: Path, begun: Sequence[Result]) -> float | None:
+    async def _capture(self, before: Runtime, layer: str, staged: Path) -> float | None:
         core = self._core
-        try:
-            with translating("the fork"):
-                async with core.locks[source_id]:
-                    source = core.find_runtime(source_id)
-                    require_kind(source, CheckpointKind.FULL)
-                    async with core.turns:
-                        capture, dumped = await capture_runtime(core, source, CheckpointKind.FULL, staged)
-                await asyncio.to_thread(core.layers.keep, staged / "layer", layer)
-                await asyncio.to_thread(admit_restorers, staged / "checkpoint" / "dump")
-                await asyncio.to_thread(core.sandboxes.remember_capture, source_id, capture, layer)
-        except BaseException:
-            self._forget(begun)
-            raise
+        async with core.locks[before.id]:
+            source = core.find_runtime(before.id)
+            require_kind(source, CheckpointKind.FULL)
+            require_same(source, before)
+            capture, dumped = await capture_runtime(core, source, CheckpointKind.FULL, staged)
+        await asyncio.to_thread(core.layers.keep, staged / "layer", layer)
+        await asyncio.to_thread(admit_restorers, staged / "checkpoint" / "dump")
+        await asyncio.to_thread(core.sandboxes.remember_capture, source.id, capture, layer)
         return dumped.pause_ms if dumped else None
 
     def _forget(self, begun: Sequence[Result]) -> None:
+        """Drop the records of forks that did not come into being."""
         for one in begun:
-            if isinstance(one, Runtime):
-                self._core.database.remove_runtime(one.id)
+            found = self._core.database.find_runtime(one.id) if isinstance(one, Runtime) else None
+            if found is not None and found.status is RuntimeStatus.CREATING:
+                self._core.database.remove_runtime(found.id)
 
     async def _restore(self, fork: Result, dump: Path) -> Result:
         if not isinstance(fork, Runtime):
@@ -119,7 +123,11 @@ class Forks:
         self._require_lineage(runtime, checkpoint)
 
         async def work(_: Audience) -> Runtime:
-            with core.journal.recording("runtime.rollback", runtime, checkpoint=checkpoint.name):
+            with (
+                core.journal.recording("runtime.rollback", runtime, checkpoint=checkpoint.name),
+                core.pinning(checkpoint.spec.layers),
+            ):
+                core.find_ready(checkpoint.id)
                 await asyncio.to_thread(core.checkpoints.verify, checkpoint.id)
                 async with self._runtimes.changing(runtime.id, None) as found:
                     return await self._replace(found, checkpoint)
@@ -155,18 +163,21 @@ class Forks:
             revision=runtime.revision + 1,
         )
         await self._runtimes.end_processes(runtime, gently=False)
-        await asyncio.to_thread(core.sandboxes.set_aside, runtime)
         try:
+            await asyncio.to_thread(core.sandboxes.set_aside, runtime)
             with translating(f"the rollback of {runtime.name}"):
                 async with core.turns:
                     process = await asyncio.to_thread(self._runtimes.start_processes, after, checkpoint)
                 live = await self._runtimes.go_live(after, process)
         except BaseException as error:
-            await asyncio.to_thread(core.sandboxes.put_back, runtime)
             self._record_failure(runtime, error)
+            await asyncio.to_thread(core.sandboxes.put_back, runtime)
             raise
-        await asyncio.to_thread(core.sandboxes.drop_aside, runtime)
-        await core.sweep_layers()
+        try:
+            await asyncio.to_thread(core.sandboxes.drop_aside, runtime)
+            await core.sweep_layers()
+        except (ServiceError, OSError) as err:  # it is done; the next start of the service removes what is left
+            log.warning("the old disk of runtime %s (%s) is still there: %s", runtime.name, runtime.id, err)
         return live
 
     def _record_failure(self, runtime: Runtime, error: BaseException) -> None:
@@ -177,5 +188,4 @@ class Forks:
             error_message=f"a rollback failed: {error}"[:4096],
             init_pid=None,
             init_start=None,
-            revision=runtime.revision + 1,
         )

@@ -72,7 +72,11 @@ def _settle_rollbacks(core: Core) -> None:
         if runtime is None or str(runtime.revision) != revision:
             remove_tree(entry)
             continue
-        core.sandboxes.put_back(runtime)
+        try:
+            core.sandboxes.put_back(runtime)
+        except (ServiceError, OSError) as err:
+            log.warning("runtime %s (%s) does not get back its disk: %s", runtime.name, runtime.id, err)
+            continue
         reason = "the service ended during a rollback"
         core.save(runtime, status=RuntimeStatus.SHUTDOWN, error_message=reason, revision=runtime.revision + 1)
 
@@ -99,7 +103,10 @@ def _remove_strays(core: Core) -> None:
     ours = {entry.name for entry in core.layout.runtimes.iterdir()} | core.sandboxes.runc.known()
     for stray in ours - known:
         log.warning("removing what is left of the unknown runtime %s", stray)
-        core.sandboxes.destroy(stray)
+        try:
+            core.sandboxes.destroy(stray)
+        except (ServiceError, OSError) as err:
+            log.warning("it stays: %s", err)
     recorded = {checkpoint.id for checkpoint in core.database.checkpoints()}
     for entry in core.layout.checkpoints.iterdir():
         if entry.name not in recorded:

@@ -48,8 +48,7 @@ _IN_FLIGHT_TRIES = 4
 _IN_FLIGHT_PAUSE = 0.05
 _PASSES = re.compile("in-flight|Timeout reached")
 """Refusals that pass by themselves: a TCP connection being made, a process that could not be seized at that moment."""
-_OF_SUCCESS = ("restore.log", "stats-restore")
-"""Logs of a restore that are of interest after a failure only."""
+_OF_SUCCESS = ("restore.log", "stats-restore")  # of interest after a failure only
 _NOT_OVERLAY = ("/dev/", "/proc/", "/sys/", "/run/runta/")
 
 
@@ -220,7 +219,11 @@ class Sandboxes:
     # ---- capture
 
     def begin_capture(self, runtime: Runtime, staged: Path) -> Capture:
-        """The capture of a runtime's upper dir into `staged`/layer, with nothing in it yet."""
+        """The capture of a runtime's upper dir into `staged`/layer, with nothing in it yet.
+
+        Waits until the memory of a lazily restored runtime is in. Raises FailedPrecondition if that takes too long.
+        """
+        self.pagers.wait(runtime.id)
         place = self.layout.runtime(runtime.id)
         return Capture(
             place.upper,
@@ -238,7 +241,6 @@ class Sandboxes:
         `staged` gets `checkpoint/dump`, `checkpoint/log` and `layer/tree`. `frozen` says that the runtime stands still
         already (it is paused), and stays so. Raises CheckpointFailed with CRIU's cause; the runtime goes on as it was.
         """
-        self.pagers.wait(runtime.id)
         for attempt in range(1, _IN_FLIGHT_TRIES + 1):
             try:
                 return self._dump_once(runtime, staged, capture, frozen=frozen)
@@ -342,9 +344,10 @@ class Sandboxes:
         self.layout.runtime(runtime.id).root.rename(self._aside(runtime))
 
     def put_back(self, runtime: Runtime) -> None:
-        """Undo `set_aside`: what is in its place goes."""
-        self.destroy(runtime.id)
-        self._aside(runtime).rename(self.layout.runtime(runtime.id).root)
+        """Undo `set_aside`, if it was done: what is in its place goes."""
+        if self._aside(runtime).exists():
+            self.destroy(runtime.id)
+            self._aside(runtime).rename(self.layout.runtime(runtime.id).root)
 
     def drop_aside(self, runtime: Runtime) -> None:
         """Forget what was set aside."""

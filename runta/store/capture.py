@@ -14,6 +14,7 @@ link is ever followed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,6 +25,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runta.kernel.mappings import UNKNOWN
+from runta.kernel.process import boot_id
 from runta.kernel.tree import (
     LINK_REMAP,
     copy_attributes,
@@ -44,6 +47,7 @@ _MANY_NAMES = 30_000
 """Half of what ext4 lets one file have; hard links to a layer must leave room for a whole group."""
 _DEEPEST = 250
 """Each level takes two descriptors and three calls."""
+_PREPARE_SECONDS = 300.0
 _WHITEOUT: Stamp = (0, 0, 0, 0)
 """Of every whiteout: they are names of few inodes, whose change time moves with each new one."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,6 +57,10 @@ _UNLINKABLE = frozenset({errno.EMLINK, errno.ENOENT, errno.EXDEV, errno.ENAMETOO
 """Why a hard link can't be made and a copy is."""
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESTALE})
 """What a live tree answers whose entry was replaced between two calls."""
+
+
+class _OutOfTime(Exception):
+    """The look at a live tree takes too long; the next one takes the rest."""
 
 
 @dataclass(slots=True)
@@ -77,6 +85,8 @@ def read_previous(path: Path, tree_of: Callable[[str], Path]) -> Previous | None
         data = json.loads(path.read_text(errors="surrogateescape"))
     except (FileNotFoundError, ValueError):
         return None
+    if data.get("boot") != boot_id():
+        return None  # what was not written out when the host went down is torn in the layer, and looks unchanged here
     files = {stamp[0]: ((stamp[0], stamp[1], stamp[2], stamp[3]), name) for name, *stamp in data["files"]}
     return Previous(tree_of(data["layer"]), files)
 
@@ -103,6 +113,7 @@ class Capture:
         self._horizon = 0
         """What changed at this time (ns) or later is not trusted."""
         self._live = False
+        self._deadline = 0.0
         self._fresh: set[int] = set()
         """Inodes copied or linked by the present look."""
         self._copies: dict[int, tuple[Stamp, str]] = {}
@@ -117,9 +128,11 @@ class Capture:
         return self._place / "tree"
 
     def prepare(self) -> None:
-        """Copy what there is while programs run."""
+        """Copy what there is while programs run; for a while, as they may make files faster than this copies them."""
         self._live = True
-        self._look()
+        self._deadline = time.monotonic() + _PREPARE_SECONDS
+        with contextlib.suppress(_OutOfTime):
+            self._look()
 
     def settle(self) -> None:
         """Take again what differs; the programs stand still."""
@@ -137,7 +150,7 @@ class Capture:
         finally:
             os.close(source)
             os.close(target)
-        self._horizon = began - _TICK_NS
+            self._horizon = began - _TICK_NS
 
     # ---- directories
 
@@ -154,18 +167,21 @@ class Capture:
     def _take_entries(self, source: int, target: int, seen: _Directory, prefix: str) -> None:
         gone = set(seen.entries)
         with os.scandir(source) as listing:
-            for entry in listing:
-                try:
-                    info = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(info.st_mode):
-                        self._enter(source, target, entry.name, seen, prefix)
-                    else:
-                        self._take(source, target, entry.name, info, seen, prefix)
-                except OSError as err:
-                    if err.errno not in _VANISHED or not self._may_vanish(entry.name):
-                        raise
+            entries = list(listing)  # read before any is entered: it holds a descriptor
+        for entry in entries:
+            if self._live and time.monotonic() > self._deadline:
+                raise _OutOfTime
+            try:
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    self._enter(source, target, entry.name, seen, prefix)
                 else:
-                    gone.discard(entry.name)
+                    self._take(source, target, entry.name, info, seen, prefix)
+            except OSError as err:
+                if err.errno not in _VANISHED or not self._may_vanish(entry.name):
+                    raise
+            else:
+                gone.discard(entry.name)
         for name in gone:
             self._drop(target, name, seen, prefix)
 
@@ -219,7 +235,7 @@ class Capture:
 
     def _take(self, source: int, target: int, name: str, info: os.stat_result, seen: _Directory, prefix: str) -> None:
         stamp = _WHITEOUT if is_whiteout(info) else _stamp_of(info)
-        if seen.entries.get(name) == stamp and self._is_trusted(stamp):
+        if seen.entries.get(name) == stamp and self._is_trusted(stamp) and not self._may_be_mapped(info):
             return
         self._drop(target, name, seen, prefix)
         if not self._link(target, name, info, stamp):
@@ -233,15 +249,22 @@ class Capture:
         """Whether an equal stamp means an unchanged file."""
         return stamp[3] < self._horizon and stamp[0] not in self._mapped
 
+    def _may_be_mapped(self, info: os.stat_result) -> bool:
+        """Whether it is another name of a file that is mapped by one that is gone."""
+        return info.st_nlink > 1 and UNKNOWN in self._mapped and stat.S_ISREG(info.st_mode)
+
     def _link(self, target: int, name: str, info: os.stat_result, stamp: Stamp) -> bool:
         """Another name of a file taken already, or of an unchanged one of the previous capture."""
         twin = self._copies.get(info.st_ino)
         if stamp == _WHITEOUT:
             return twin is not None and self._is_whiteout(twin[1]) and _try_link(self.tree / twin[1], target, name)
-        if twin and twin[0] == stamp and (info.st_ino in self._fresh or self._is_trusted(stamp)):
+        trusted = self._is_trusted(stamp) and not self._may_be_mapped(info)
+        if twin and twin[0] == stamp and (info.st_ino in self._fresh or trusted):
             return _try_link(self.tree / twin[1], target, name)
         previous = self._previous.files.get(info.st_ino) if self._previous else None
-        if self._previous is None or previous is None or previous[0] != stamp or info.st_ino in self._mapped:
+        if self._previous is None or previous is None or previous[0] != stamp:
+            return False
+        if info.st_ino in self._mapped or self._may_be_mapped(info):
             return False
         file = self._previous.tree / previous[1]
         if info.st_nlink > 1 and not _has_room(file, info.st_nlink):
@@ -262,7 +285,12 @@ class Capture:
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
         else:
             os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
-        copy_metadata(Path(f"/proc/self/fd/{source}", name), Path(f"/proc/self/fd/{target}", name), shift=self._shift)
+        here, there = Path(f"/proc/self/fd/{source}", name), Path(f"/proc/self/fd/{target}", name)
+        try:
+            copy_metadata(here, there, shift=self._shift)
+        except BaseException:
+            os.unlink(name, dir_fd=target)
+            raise
 
     def _copy_file(self, source: int, target: int, name: str, info: os.stat_result) -> None:
         reader = os.open(name, _READ, dir_fd=source)
@@ -300,14 +328,14 @@ class Capture:
         _list_files(self._root, "", files)
         wanted = [entry for entry in files if self._may_be_linked(entry)]
         temporary = path.with_suffix(".new")
-        text = json.dumps({"layer": layer_id, "files": wanted}, ensure_ascii=False)
+        text = json.dumps({"layer": layer_id, "boot": boot_id(), "files": wanted}, ensure_ascii=False)
         temporary.write_text(text, errors="surrogateescape")
         temporary.rename(path)
 
     def _may_be_linked(self, entry: tuple[str | int, ...]) -> bool:
         _, inode, size, mtime, ctime = entry
         stamp: Stamp = (int(inode), int(size), int(mtime), int(ctime))
-        return stamp != _WHITEOUT and self._is_trusted(stamp)
+        return stamp != _WHITEOUT and self._is_trusted(stamp) and UNKNOWN not in self._mapped
 
 
 def _list_files(directory: _Directory, prefix: str, files: list[tuple[str | int, ...]]) -> None:

@@ -125,7 +125,8 @@ class Checkpoints:
             place.manifest.unlink(missing_ok=True)
             sync_directory(place.root)
             remove_tree(place.root)
-        self._verified = {path: seen for path, seen in self._verified.items() if place.root not in path.parents}
+        for path in [path for path in list(self._verified) if place.root in path.parents]:
+            self._verified.pop(path, None)
 
 
 def admit_restorers(dump: Path) -> None:

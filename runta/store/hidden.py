@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,26 +57,38 @@ class HiddenNames:
         """Add the names of lower files, in `groups` of one file each, that were copied up through another name."""
         for group in groups:
             for name in group:
-                if not os.path.lexists(self._tree / name) and self._was_copied_up(name, lowers):
+                if self._is_missing(name) and self._was_copied_up(name, lowers):
                     with self._adding(name):
                         self._add_alias(name, group)
 
+    def _is_missing(self, name: str) -> bool:
+        """Whether the capture lacks a name whose file shows. The runtime's programs decide what stands on the way to
+        it: no symbolic link of theirs is followed."""
+        if not _has_real_parents(self._merged, name) or os.path.lexists(self._tree / name):
+            return False
+        place = self._merged / name
+        return os.path.lexists(place) and stat.S_ISREG(place.lstat().st_mode)
+
     def _was_copied_up(self, name: str, lowers: Sequence[Path]) -> bool:
         """Whether a name shows another file than its lower one: a copy-up sets a new change time."""
-        lower = next((lower / name for lower in lowers if os.path.lexists(lower / name)), None)
-        if lower is None or not os.path.lexists(self._merged / name):
+        found = (lower / name for lower in lowers if _has_real_parents(lower, name) and os.path.lexists(lower / name))
+        lower = next(found, None)
+        if lower is None:
             return False
         return (self._merged / name).lstat().st_ctime_ns != lower.lstat().st_ctime_ns
 
     def _add_alias(self, name: str, group: Sequence[str]) -> None:
         """The merged name shows the times of its upper file, nanoseconds and all: that tells which one it is."""
         shown = _times_of(self._merged / name)
-        siblings = [(self._upper / other, other) for other in group if os.path.lexists(self._tree / other)]
+        siblings = [(self._upper / other, other) for other in group if self._is_captured(other)]
         for file, other in (*siblings, *self._kept):
             if os.path.lexists(file) and _times_of(file) == shown:
                 (self._tree / name).hardlink_to(self._tree / other)
                 return
         self._copy(self._merged / name, name)
+
+    def _is_captured(self, name: str) -> bool:
+        return all(_has_real_parents(root, name) and os.path.lexists(root / name) for root in (self._tree, self._upper))
 
     def _copy(self, source: Path, name: str) -> None:
         copy_content(source, self._tree / name, source.lstat().st_size)
@@ -93,6 +106,17 @@ class HiddenNames:
         before = directory.stat()
         yield
         os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _has_real_parents(root: Path, name: str) -> bool:
+    """Whether each directory above a name is one, as far as there are any."""
+    for parent in reversed(Path(name).parents[:-1]):
+        try:
+            if not stat.S_ISDIR((root / parent).lstat().st_mode):
+                return False
+        except FileNotFoundError:
+            return True
+    return True
 
 
 def _times_of(path: Path) -> tuple[int, int, int]:

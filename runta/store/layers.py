@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -77,10 +76,18 @@ class Layers:
         places = [*layers, (self._layout.image(image_id), self._layout.image_rootfs(image_id))]
         groups: list[list[str]] = []
         for place, tree in places:
-            if not (place / _HARD_LINKS).exists():
-                index_hard_links(place, tree)
-            groups.extend(json.loads((place / _HARD_LINKS).read_text()))
+            groups.extend(_read_hard_links(place, tree))
         return groups
+
+
+def _read_hard_links(place: Path, tree: Path) -> list[list[str]]:
+    """What was found before; a file that is missing, or was torn when the host went down, is made anew."""
+    try:
+        groups: list[list[str]] = json.loads((place / _HARD_LINKS).read_text(errors="surrogateescape"))
+    except (FileNotFoundError, ValueError):
+        groups = find_hard_links(tree)
+        write_hard_links(place, groups)
+    return groups
 
 
 def index_hard_links(place: Path, tree: Path) -> None:
@@ -90,6 +97,6 @@ def index_hard_links(place: Path, tree: Path) -> None:
 
 def write_hard_links(place: Path, groups: list[list[str]]) -> None:
     """Keep a tree's groups beside it, written whole or not at all."""
-    temporary = place / f".{_HARD_LINKS}.{os.getpid()}"
-    temporary.write_text(json.dumps(groups))
+    temporary = place / f".{_HARD_LINKS}.{uuid.uuid4()}"
+    temporary.write_text(json.dumps(groups, ensure_ascii=False), errors="surrogateescape")
     temporary.rename(place / _HARD_LINKS)

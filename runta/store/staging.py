@@ -99,4 +99,7 @@ def sync_file_system(path: Path) -> None:
 def sweep(staging: Path) -> None:
     """Remove what a crash left in staging; called before anything is staged."""
     for entry in staging.iterdir():
-        remove_tree(entry)
+        if entry.is_dir() and not entry.is_symlink():
+            remove_tree(entry)
+        else:
+            entry.unlink()

@@ -176,6 +176,30 @@ def test_killed_during_a_fork(house: House, runta: Runta, delay: float) -> None:
         assert {str(one.status()) for one in client.runtimes.list()} <= {"running", "error"}
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1])
+def test_a_fork_during_a_rollback_is_of_one_state(runta: Runta, house: House, delay: float) -> None:
+    """The layers below and the files above belong together, or the fork is refused."""
+    box = runta.runtimes.create("box")
+    box.exec("echo 1 > /root/a; echo 1 > /root/b")
+    old = box.checkpoints.create(name="old")
+    later = runta.runtimes.create("later", checkpoint_id=old.id)
+    later.exec("echo 2 > /root/a; echo 2 > /root/b")
+    newer = later.checkpoints.create(name="newer")
+    later.roll_back(newer.id)
+    later.exec("echo 3 > /root/a; echo 3 > /root/b")
+    asking = threading.Thread(target=lambda: later.roll_back(old.id))
+    asking.start()
+    time.sleep(delay)
+    try:
+        with house.connect() as client:
+            (fork,) = client.runtimes.get("later").fork(name="fork")
+            states = fork.result().exec("cat /root/a /root/b").stdout_text.split()
+            assert states in (["1", "1"], ["3", "3"])
+    except ApiError as err:
+        assert err.status_code in (409, 503), err
+    asking.join()
+
+
 def _ask(house: House, checkpoint: str) -> None:
     try:
         with house.connect() as client:

@@ -74,3 +74,16 @@ def test_a_second_checkpoint_shares_what_did_not_change(runta: Runta, house: Hou
     forks[1].exec("echo x >> /srv/big")
     again = runta.runtimes.create("again", checkpoint_id=second.id)
     assert again.exec("sha256sum < /srv/big").stdout_text.split("\n")[0] == digest[0]
+
+
+def test_links_of_the_programs_lead_nowhere_on_the_host(runta: Runta, house: House) -> None:
+    """A directory of hard-linked files becomes a link that leads out of the tree, in the next generation."""
+    box = runta.runtimes.create("box")
+    box.exec("mkdir -p /x/upper; echo f > /x/upper/f; ln /x/upper/f /x/o; echo t > /x/token; ln /x/token /x/p")
+    fork = box.fork(name="fork")[0].result()
+    fork.exec("echo more >> /x/o; echo more >> /x/p; rm -r /x; ln -s .. /x; mkfifo /f; ln -s ../../.. /y")
+    before = {entry.name for entry in house.layout.state_dir.iterdir()}
+    checkpoint = fork.checkpoints.create(name="ck")
+    assert {entry.name for entry in house.layout.state_dir.iterdir()} == before
+    again = runta.runtimes.create("again", checkpoint_id=checkpoint.id)
+    assert again.exec("readlink /x; ls -d /f; ls /x/ | head -1").stdout_text.startswith("..\n/f\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runta.kernel.mappings import UNKNOWN, find_shared_mappings
 from runta.store import capture as store_capture
 from runta.store.capture import Capture, read_previous
 
@@ -270,6 +271,88 @@ def test_a_symlink_that_becomes_a_file_changes_nothing_on_the_host(
     monkeypatch.setattr(store_capture, "copy_metadata", real)
     made.settle()
     assert listing(made.tree) == listing(upper)
+
+
+def test_a_symlink_that_vanishes_meanwhile_is_not_captured(
+    upper: Path, make: Callable[..., Capture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (upper / "lock").symlink_to("pid 5")
+    real = store_capture.copy_metadata
+
+    def copy_metadata(*args: Any, **options: Any) -> None:
+        (upper / "lock").unlink()
+        real(*args, **options)
+
+    monkeypatch.setattr(store_capture, "copy_metadata", copy_metadata)
+    made = make()
+    made.prepare()
+    monkeypatch.setattr(store_capture, "copy_metadata", real)
+    made.settle()
+    assert listing(made.tree) == listing(upper)
+
+
+def test_a_file_mapped_by_a_name_that_is_gone_is_taken_again(
+    upper: Path, make: Callable[..., Capture], tmp_path: Path
+) -> None:
+    (upper / "a").write_bytes(b"a" * 4096)
+    os.link(upper / "a", upper / "b")
+    with (upper / "a").open("r+b") as file, mmap.mmap(file.fileno(), 4096) as memory:
+        memory[0] = ord("b")
+        (upper / "a").unlink()
+        os.link(upper / "b", upper / "c")
+        age()
+        made = make(find_mapped=lambda: {UNKNOWN})
+        made.prepare()
+        memory[0] = ord("c")
+        made.settle()
+        assert (made.tree / "b").read_bytes()[:1] == (made.tree / "c").read_bytes()[:1] == b"c"
+        keep(made, tmp_path)
+        memory[0] = ord("d")
+    again = make()
+    again.settle()
+    assert (again.tree / "b").read_bytes()[:1] == b"d"
+
+
+def test_a_first_look_without_end_is_broken_off(
+    upper: Path, make: Callable[..., Capture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(upper)
+    monkeypatch.setattr(store_capture, "_PREPARE_SECONDS", -1.0)
+    made = make()
+    made.prepare()
+    assert list(made.tree.iterdir()) == []
+    made.settle()
+    assert listing(made.tree) == listing(upper)
+
+
+def test_a_memory_of_before_a_reboot_is_of_no_use(
+    upper: Path, make: Callable[..., Capture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(upper)
+    age()
+    first = make()
+    first.settle()
+    keep(first, tmp_path)
+    monkeypatch.setattr(store_capture, "boot_id", lambda: "another")
+    second = make()
+    second.settle()
+    assert not (second.tree / "a/file").samefile(first.tree / "a/file")
+
+
+def test_shared_mappings_are_found_by_what_the_kernel_shows(upper: Path) -> None:
+    """Here the upper dir's own device, as before Linux 6.8."""
+    (upper / "mapped\nfile").write_bytes(b"a" * 4096)
+    (upper / "private").write_bytes(b"a" * 4096)
+    with (
+        (upper / "mapped\nfile").open("r+b") as one,
+        (upper / "private").open("r+b") as other,
+        mmap.mmap(one.fileno(), 4096),
+        mmap.mmap(other.fileno(), 4096, flags=mmap.MAP_PRIVATE),
+    ):
+        found = find_shared_mappings([os.getpid()], merged=Path("/proc"), upper=upper)
+        assert (upper / "mapped\nfile").stat().st_ino in found
+        assert (upper / "private").stat().st_ino not in found
+    assert find_shared_mappings([2**22 + 1], merged=Path("/proc"), upper=upper) == set()
 
 
 def test_more_names_than_two_layers_can_share(upper: Path, make: Callable[..., Capture], tmp_path: Path) -> None:
