@@ -174,6 +174,7 @@ class Forks:
             await asyncio.to_thread(core.sandboxes.put_back, runtime)
             raise
         try:
+            await asyncio.to_thread(core.database.write_out)
             await asyncio.to_thread(core.sandboxes.drop_aside, runtime)
             await core.sweep_layers()
         except (ServiceError, OSError) as err:  # it is done; the next start of the service removes what is left

@@ -68,7 +68,7 @@ def measure(bench: Bench, chosen: Sequence[str]) -> dict[str, Any]:
         "quick": bench.quick,
         "notes": list(dict.fromkeys(bench.notes)),
         "seconds": seconds,
-        "aims": judge(readings),
+        "aims": judge(readings, where),
         "where_ms": {name: found for name, found in where.items() if found},
         "readings": readings,
         "ours_divided_by": ratios_of(readings),

@@ -19,6 +19,8 @@ class Aim:
     measure: Callable[[Value], float]
     unit: str = "×"
     at_least: bool = False
+    event: str | None = None
+    """Our call that it is about, with 64 MB in the suite `verbs`: its longest step bounds it."""
 
 
 def _worst_pause(value: Value) -> float:
@@ -50,12 +52,14 @@ AIMS = (
         8,
         _verb("64MB", "restore_to_first_exec", "podman", "ours"),
         at_least=True,
+        event="runtime.restore",
     ),
     Aim(
         "checkpoint, 64 MB: at least 4 × faster than podman's",
         4,
         _verb("64MB", "checkpoint", "podman", "ours"),
         at_least=True,
+        event="checkpoint.create",
     ),
     Aim("pause, up to 1,000 changed files: at most raw `runc checkpoint`", 1, _worst_pause),
     Aim(
@@ -92,13 +96,26 @@ AIMS = (
 )
 
 
-def judge(readings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each aim with what was measured, and by how many percent it is missed; None: not measured in this run."""
+def judge(readings: Mapping[str, Any], where_ms: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each aim with what was measured, by how many percent it is missed (None: not measured in this run), and which
+    steps of ours bound it then."""
 
     def value(suite: str, case: str, verb: str, party: str) -> float:
         return float(readings[suite][case][verb][party]["median"])
 
-    return [_judge_one(aim, value) for aim in AIMS]
+    judged = [_judge_one(aim, value) for aim in AIMS]
+    calls = where_ms.get("verbs", {}).get("64mb", {})
+    for aim, one in zip(AIMS, judged, strict=True):
+        if one["met"] is False and aim.event in calls:
+            one["bound"] = _bound(calls[aim.event])
+    return judged
+
+
+def _bound(steps: Mapping[str, float]) -> str:
+    """The longest steps, which make up most of a call."""
+    spent = sorted(((ms, name) for name, ms in steps.items() if name not in ("whole", "count")), reverse=True)
+    told = ", ".join(f"`{name}` {ms:.0f}" for ms, name in spent[:3])
+    return f"of our {steps['whole']:.0f} ms: {told}"
 
 
 def _judge_one(aim: Aim, value: Value) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def _measured(aim: Mapping[str, Any]) -> str:
 def _met(aim: Mapping[str, Any]) -> str:
     if aim["met"] is None:
         return ""
-    return "yes" if aim["met"] else f"no, missed by {aim['missed_by_percent']:.0f} %"
+    if aim["met"]:
+        return "yes"
+    bound = f"; {aim['bound']}" if aim.get("bound") else ""
+    return f"no, missed by {aim['missed_by_percent']:.0f} %{bound}"
 
 
 def _readings(cases: Mapping[str, Any]) -> str:

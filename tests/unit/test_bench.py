@@ -56,8 +56,8 @@ def test_ratios() -> None:
 
 
 def test_aims() -> None:
-    judged = {one["aim"].split(":")[0]: one for one in judge(readings(create__ours=3, create__runc=1))}
-    assert len(judge({})) == len(AIMS)
+    judged = {one["aim"].split(":")[0]: one for one in judge(readings(create__ours=3, create__runc=1), {})}
+    assert len(judge({}, {})) == len(AIMS)
     assert judged["create"]["met"] is False
     assert judged["create"]["missed_by_percent"] == 100
     assert judged["50 idle runtimes"]["met"] is None
@@ -84,3 +84,11 @@ def test_without_podman_the_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("shutil.which", lambda *args, **options: None)
     with pytest.raises(SystemExit, match=r"make bench-setup.*--without podman"):
         require_podman()
+
+
+def test_a_missed_aim_says_what_bounds_it() -> None:
+    found = {"verbs": {"64MB": {"checkpoint": {"podman": {"median": 300}, "ours": {"median": 100}}}}}
+    steps = {"whole": 100, "count": 3, "runc checkpoint": 70, "seal": 25, "freeze": 1, "quiesce": 0}
+    judged = judge(found, {"verbs": {"64mb": {"checkpoint.create": steps}}})
+    (missed,) = (one for one in judged if one["met"] is False)
+    assert missed["bound"] == "of our 100 ms: `runc checkpoint` 70, `seal` 25, `freeze` 1"
