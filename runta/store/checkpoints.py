@@ -2,7 +2,7 @@
 
     checkpoints/<id>/
     ├── manifest.json    written last: without it there is no checkpoint
-    ├── upper.tar.zst    the captured upper dir (a full copy of its layer)
+    ├── upper.tar.zst    the captured upper dir (a full copy of its layer, but for sockets: the manifest lists them)
     ├── dump/            CRIU's image files (kind full)
     └── log/             dump.log, stats-dump
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -70,14 +71,20 @@ class Checkpoints:
             written = [pool.submit(sync_file, path) for path in dumped[:_LARGE]]
             summed = {path: pool.submit(_digest, path) for path in dumped}
             index_hard_links(staged / "layer", staged / "layer" / "tree")
-            pack_tree(staged / "layer" / "tree", place.tarball)
+            sockets = pack_tree(staged / "layer" / "tree", place.tarball)
             summed[place.tarball] = pool.submit(_digest, place.tarball)
             digests = {str(path.relative_to(place.root)): found.result() for path, found in sorted(summed.items())}
             for each in written:
                 each.result()
         size = sum(path.stat().st_size for path in _files(place.root))
         done = replace(checkpoint, size_bytes=size)
-        manifest = {"format": FORMAT, "checkpoint": encode(done), "host": encode(facts), "digests": digests}
+        manifest = {
+            "format": FORMAT,
+            "checkpoint": encode(done),
+            "host": encode(facts),
+            "digests": digests,
+            "sockets": [os.fsencode(name).decode(errors="backslashreplace") for name in sockets],
+        }
         place.manifest.write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in (place.tarball, place.manifest):
             path.chmod(_MODE_PRIVATE)

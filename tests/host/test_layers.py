@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from runta import Runta
 from runta.client.local import inspect_runtime
 from runta.store.layers import MAX_CHAIN
@@ -87,3 +89,13 @@ def test_links_of_the_programs_lead_nowhere_on_the_host(runta: Runta, house: Hou
     assert {entry.name for entry in house.layout.state_dir.iterdir()} == before
     again = runta.runtimes.create("again", checkpoint_id=checkpoint.id)
     assert again.exec("readlink /x; ls -d /f; ls /x/ | head -1").stdout_text.startswith("..\n/f\n")
+
+
+def test_sockets_are_in_the_layer_and_named_by_the_manifest(runta: Runta, house: House) -> None:
+    """A tar holds no sockets."""
+    box = runta.runtimes.create("box")
+    box.exec("python3 -c \"import socket; socket.socket(socket.AF_UNIX).bind('/srv/s')\"")
+    checkpoint = box.checkpoints.create(name="ck")
+    manifest = json.loads(house.layout.checkpoint(checkpoint.id).manifest.read_text())
+    assert manifest["sockets"] == ["srv/s"]
+    assert runta.runtimes.create("fork", checkpoint_id=checkpoint.id).exec("test -S /srv/s").exit_code == 0

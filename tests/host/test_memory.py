@@ -206,6 +206,23 @@ def try_checkpoint(source: Runtime) -> None:
         source.checkpoints.create()
 
 
+def test_forks_are_restored_from_a_dump_that_is_still_in_memory(house: House, hot: Path) -> None:
+    with house.connect() as runta:
+        box = runta.runtimes.create("box")
+        box.exec(
+            "echo state > /root/state; setsid sleep 600 >/dev/null 2>&1 & until pgrep -f '^sleep 600'; do sleep 0.02; done"
+        )
+        forks = [one.result() for one in box.fork(3, name="fork")]
+        for fork in forks:
+            assert (
+                fork.exec("cat /root/state; pgrep -fc '^sleep 600'; hostname").stdout_text == f"state\n1\n{fork.name}\n"
+            )
+        assert list(hot.iterdir()) == []
+        grandchild = forks[0].fork(name="grandchild")[0].result()
+        assert grandchild.exec("cat /root/state").stdout_text == "state\n"
+    assert list(hot.iterdir()) == []
+
+
 def test_a_crash_leaves_no_dump_in_memory(house: House, hot: Path) -> None:
     with house.connect() as client:
         source = client.runtimes.create("hot", memory_mib=2048)
