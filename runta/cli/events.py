@@ -17,7 +17,8 @@ from runta.cli.door import Json, door_of
 LOOK_SECONDS = 0.3
 _WIDTHS = (23, 20, 18, 12, 9, 18)
 _TITLES = ("TIME", "RUNTIME", "EVENT", "OUTCOME", "MS", "CALLER", "DETAILS")
-_OWN = {"runtime_name", "caller", "duration_ms", "outcome"}
+_OWN = {"runtime_name", "caller", "duration_ms", "outcome", "steps_ms"}
+"""Columns of their own, or of use to programs only."""
 
 
 def events(

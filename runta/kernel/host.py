@@ -203,11 +203,6 @@ def _probe_pycriu(_: Settings) -> tuple[bool, str]:
     return True, str(Path(str(module.__file__)).parent.parent)
 
 
-def _probe_nft(_: Settings) -> tuple[bool, str]:
-    program = find_program("nft")
-    return program is not None, str(program or "not installed")
-
-
 def _probe_init(_: Settings) -> tuple[bool, str]:
     path = find_init_binary()
     return True, f"{path}, {path.stat().st_size // 1024} KiB"
@@ -229,11 +224,6 @@ def _probe_space(settings: Settings) -> tuple[bool, str]:
     directory = probes.nearest_existing(settings.state_dir)
     free = shutil.disk_usage(directory).free
     return free >= _LOW_SPACE, f"{free / _GIB:.1f} GiB free in {directory}"
-
-
-def _probe_run_directory(_: Settings) -> tuple[bool, str]:
-    kind = probes.file_system_of(Path("/run"))
-    return kind == "tmpfs", f"/run is on {kind}"
 
 
 _QUESTIONS = (
@@ -312,7 +302,6 @@ _QUESTIONS = (
         cost="no restore: a dump can't be read, nor a fork's host name be set",
         mend="make setup",
     ),
-    _Question(name="nft", probe=_probe_nft, cost="no network, no dump of TCP", mend="apt-get install nftables"),
     _Question(name="guest init", probe=_probe_init, cost="no runtime can be made", mend="make setup"),
     _Question(
         name="images",
@@ -332,13 +321,6 @@ _QUESTIONS = (
         probe=_probe_space,
         cost="a checkpoint takes as much as the memory it holds: they will fail soon",
         mend="runta snapshot rm what is not needed, or make room",
-        required=False,
-    ),
-    _Question(
-        name="/run",
-        probe=_probe_run_directory,
-        cost="CRIU can't keep what it found out about the kernel: about 40 ms more for each checkpoint and restore",
-        mend="mount a tmpfs on /run at boot (systemd does)",
         required=False,
     ),
 )
