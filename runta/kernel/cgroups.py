@@ -24,10 +24,8 @@ PARENT = "runta"
 _CPU_PERIOD_US = 100_000
 _FREEZE_TIMEOUT = 10.0
 _FREEZE_STEP = 0.0005
-_VFORK_TIMEOUT = 2.0
-_VFORK_PAUSE = (0.0005, 0.005)
-"""Seconds to let a runtime go on, at least and at most. By chance: an even pause would bring programs into step, and
-catch the same one each time."""
+_VFORK_TIMEOUT = 5.0
+_VFORK_PAUSE = (0.0005, 0.003)
 _VFORK_WAITS = frozenset({"kernel_clone", "wait_for_vfork_done"})
 _REMOVE_TIMEOUT = 5.0
 _MIB = 1 << 20
@@ -58,12 +56,18 @@ class Cgroups:
         the processes can't be frozen within 10 s; the runtime is thawed then.
         """
         deadline = time.monotonic() + _VFORK_TIMEOUT
-        while True:
-            self._freeze_once(runtime_id)
-            if not any(_waits_for_vfork(pid) for pid in self.processes(runtime_id)) or time.monotonic() > deadline:
-                return
+        self._freeze_once(runtime_id)
+        while self._waits_for_vfork(runtime_id) and time.monotonic() < deadline:
             self.thaw(runtime_id)
+            # By chance: an even pause would bring programs into step, and catch the same one each time. And not before
+            # a moment that looks right: where the runtime has used up its share of CPU, nothing moves for a while.
             time.sleep(random.uniform(*_VFORK_PAUSE))
+            while self._waits_for_vfork(runtime_id) and time.monotonic() < deadline:
+                time.sleep(_FREEZE_STEP)
+            self._freeze_once(runtime_id)
+
+    def _waits_for_vfork(self, runtime_id: str) -> bool:
+        return any(_waits_for_vfork(pid) for pid in self.processes(runtime_id))
 
     def _freeze_once(self, runtime_id: str) -> None:
         try:
