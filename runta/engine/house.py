@@ -29,6 +29,7 @@ from runta.engine.tasks import Attachment, Tasks
 from runta.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError
 from runta.kernel.cgroups import find_cgroups
 from runta.kernel.criu_cache import drop_cache, provide_cache
+from runta.kernel.files import spread_directories
 from runta.kernel.host import criu_version, find_criu, find_init_binary, find_subordinate_ids, runc_version
 from runta.kernel.merging import launcher_of, start_merging
 from runta.kernel.network import NetworkHelper
@@ -313,6 +314,7 @@ def make_directories(layout: Layout) -> None:
     layout.empty.mkdir(mode=_MODE_EMPTY, exist_ok=True)
     for path in (layout.layers, layout.checkpoints, layout.staging, layout.replaced, layout.runc_root):
         path.mkdir(mode=_MODE_PRIVATE, parents=True, exist_ok=True)
+    spread_directories(layout.staging)
 
 
 def acquire_lock(path: Path) -> int:

@@ -145,7 +145,7 @@ def test_the_service_may_die_and_come_back(house: House, box) -> None:
     house.start()
     with house.connect() as client:
         again = client.runtimes.get(box.name)
-        before = int(again.exec("cat /tmp/n").stdout_text)
+        before = int(wait_for(lambda: again.exec("cat /tmp/n").stdout_text.strip()))
         wait_for(lambda: int(again.exec("cat /tmp/n").stdout_text or 0) > before)
         assert "seq 300" in house.cli("tasks", box.name, "--json").stdout
         log = next((house.layout.runtime(box.id).log).glob("task-*.log"))

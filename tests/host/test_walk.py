@@ -27,7 +27,7 @@ def test_walk_through_the_cli(house: House) -> None:
     wait_for(lambda: run("exec", "src", "--", "cat", "/tmp/n", check=False).stdout.strip() not in ("", "1"))
     checkpoint_id = run("snapshot", "create", "src", "ck").stdout.strip()
     assert checkpoint_id in run("snapshot", "ls", "--json").stdout
-    at_checkpoint = int(run("exec", "src", "--", "cat", "/tmp/n").stdout)
+    at_checkpoint = int(wait_for(lambda: run("exec", "src", "--", "cat", "/tmp/n").stdout.strip()))
     run("snapshot", "restore", "ck", "restored")
     assert run("exec", "restored", "--", "cat", "/tmp/hello.txt").stdout == "hello-from-runtime\n"
     first = int(wait_for(lambda: run("exec", "restored", "--", "cat", "/tmp/n").stdout.strip()))
