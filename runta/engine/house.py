@@ -278,7 +278,8 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
     inits, layers = Inits(layout), Layers(layout)
     database = Database(layout.database)
     database.open()
-    path = f"{provide_cache(criu, layout.run_dir)}:{tool_path()}"
+    programs = provide_cache(criu, layout.run_dir)
+    path = f"{programs}:{tool_path()}"
     python = str(Path(sys.executable).resolve())
     launcher = launcher_of(python) if settings.ksm else ()
     sandboxes = Sandboxes(
@@ -288,7 +289,7 @@ def _build_core(settings: Settings, layout: Layout, lock: int, journal: Journal)
         cgroups=find_cgroups(),
         runc=Runc(settings.runtime, layout.runc_root, path, held=(lock,), launcher=launcher),
         dumps=Dumps(settings.dump_dir),
-        ahead=find_tracking(criu),
+        ahead=find_tracking(programs / criu.name),  # which fills the cache, before the first dump,
     )
     return Core(
         layout=layout,

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from runta.kernel.tree import copy_range
+
 _BLOCK = 4096
 _CHUNK = 1 << 20
 _ZEROS = bytes(_BLOCK)
@@ -48,7 +50,7 @@ def copy_sparse(source: Path, target: Path) -> None:
             os.ftruncate(writer, size)
             for start, end, zero in _runs(reader):
                 if not zero:
-                    _copy_range(reader, writer, start, end - start)
+                    copy_range(reader, writer, start, end)
         finally:
             os.close(writer)
     finally:
@@ -79,11 +81,3 @@ def _punch(fd: int, start: int, length: int) -> bool:
     if number in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
     raise OSError(number, f"fallocate: {os.strerror(number)}")
-
-
-def _copy_range(reader: int, writer: int, start: int, length: int) -> None:
-    """Within the kernel (copy_file_range(2) needs a file system in common or a recent kernel; sendfile(2) does not)."""
-    os.lseek(writer, start, os.SEEK_SET)
-    end = start + length
-    while start < end:
-        start += os.sendfile(writer, reader, start, end - start)

@@ -55,7 +55,7 @@ def copy_data(reader: int, writer: int, size: int) -> None:
     if size == 0 or _reflink(reader, writer):
         return
     for start, end in _data_ranges(reader, size):
-        _copy_range(reader, writer, start, end)
+        copy_range(reader, writer, start, end)
     os.ftruncate(writer, size)
 
 
@@ -83,7 +83,8 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(end, size)
 
 
-def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+def copy_range(reader: int, writer: int, start: int, end: int) -> None:
+    """Copy a part of a file to the same place of another, inside the kernel."""
     while start < end:
         count = _copy_piece(reader, writer, start, min(end - start, _CHUNK))
         if count == 0:

@@ -31,7 +31,7 @@ from runta.kernel.tree import (
     LINK_REMAP,
     copy_attributes,
     copy_data,
-    copy_metadata,
+    copy_file,
     is_whiteout,
 )
 
@@ -158,7 +158,7 @@ class Capture:
         info = os.fstat(source)
         self._take_entries(source, target, seen, prefix)
         stamp = _stamp_of(info)
-        if seen.stamp != stamp or not self._is_trusted(stamp):
+        if seen.stamp != stamp or not self._is_trusted(info):
             copy_attributes(source, target, info, shift=self._shift, renew=True)
             seen.stamp = stamp
         else:
@@ -235,7 +235,7 @@ class Capture:
 
     def _take(self, source: int, target: int, name: str, info: os.stat_result, seen: _Directory, prefix: str) -> None:
         stamp = _WHITEOUT if is_whiteout(info) else _stamp_of(info)
-        if seen.entries.get(name) == stamp and self._is_trusted(stamp) and not self._may_be_mapped(info):
+        if seen.entries.get(name) == stamp and (stamp == _WHITEOUT or self._is_trusted(info)):
             return
         self._drop(target, name, seen, prefix)
         if not self._link(target, name, info, stamp):
@@ -245,12 +245,14 @@ class Capture:
         self.files_taken += 1
         seen.entries[name] = stamp
 
-    def _is_trusted(self, stamp: Stamp) -> bool:
+    def _is_trusted(self, info: os.stat_result) -> bool:
         """Whether an equal stamp means an unchanged file."""
-        return stamp[3] < self._horizon and stamp[0] not in self._mapped
+        return info.st_ctime_ns < self._horizon and not self._is_mapped(info)
 
-    def _may_be_mapped(self, info: os.stat_result) -> bool:
-        """Whether it is another name of a file that is mapped by one that is gone."""
+    def _is_mapped(self, info: os.stat_result) -> bool:
+        """Whether a file is mapped shared, or may be by a name of it that is gone."""
+        if info.st_ino in self._mapped:
+            return True
         return info.st_nlink > 1 and UNKNOWN in self._mapped and stat.S_ISREG(info.st_mode)
 
     def _link(self, target: int, name: str, info: os.stat_result, stamp: Stamp) -> bool:
@@ -258,13 +260,10 @@ class Capture:
         twin = self._copies.get(info.st_ino)
         if stamp == _WHITEOUT:
             return twin is not None and self._is_whiteout(twin[1]) and _try_link(self.tree / twin[1], target, name)
-        trusted = self._is_trusted(stamp) and not self._may_be_mapped(info)
-        if twin and twin[0] == stamp and (info.st_ino in self._fresh or trusted):
+        if twin and twin[0] == stamp and (info.st_ino in self._fresh or self._is_trusted(info)):
             return _try_link(self.tree / twin[1], target, name)
         previous = self._previous.files.get(info.st_ino) if self._previous else None
-        if self._previous is None or previous is None or previous[0] != stamp:
-            return False
-        if info.st_ino in self._mapped or self._may_be_mapped(info):
+        if self._previous is None or previous is None or previous[0] != stamp or self._is_mapped(info):
             return False
         file = self._previous.tree / previous[1]
         if info.st_nlink > 1 and not _has_room(file, info.st_nlink):
@@ -281,15 +280,11 @@ class Capture:
         if stat.S_ISREG(info.st_mode):
             self._copy_file(source, target, name, info)
             return
-        if stat.S_ISLNK(info.st_mode):
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-        else:
-            os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
         here, there = Path(f"/proc/self/fd/{source}", name), Path(f"/proc/self/fd/{target}", name)
         try:
-            copy_metadata(here, there, shift=self._shift)
+            copy_file(here, there, info, shift=self._shift)
         except BaseException:
-            os.unlink(name, dir_fd=target)
+            there.unlink(missing_ok=True)
             raise
 
     def _copy_file(self, source: int, target: int, name: str, info: os.stat_result) -> None:
@@ -333,9 +328,10 @@ class Capture:
         temporary.rename(path)
 
     def _may_be_linked(self, entry: tuple[str | int, ...]) -> bool:
-        _, inode, size, mtime, ctime = entry
-        stamp: Stamp = (int(inode), int(size), int(mtime), int(ctime))
-        return stamp != _WHITEOUT and self._is_trusted(stamp) and UNKNOWN not in self._mapped
+        _, inode, _, _, ctime = entry
+        if not inode or UNKNOWN in self._mapped:  # a whiteout, or it can't be told which file is mapped
+            return False
+        return int(ctime) < self._horizon and inode not in self._mapped
 
 
 def _list_files(directory: _Directory, prefix: str, files: list[tuple[str | int, ...]]) -> None:

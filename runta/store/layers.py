@@ -85,14 +85,15 @@ def _read_hard_links(place: Path, tree: Path) -> list[list[str]]:
     try:
         groups: list[list[str]] = json.loads((place / _HARD_LINKS).read_text(errors="surrogateescape"))
     except (FileNotFoundError, ValueError):
-        groups = find_hard_links(tree)
-        write_hard_links(place, groups)
+        return index_hard_links(place, tree)
     return groups
 
 
-def index_hard_links(place: Path, tree: Path) -> None:
+def index_hard_links(place: Path, tree: Path) -> list[list[str]]:
     """Find a tree's groups, and keep them beside it."""
-    write_hard_links(place, find_hard_links(tree))
+    groups = find_hard_links(tree)
+    write_hard_links(place, groups)
+    return groups
 
 
 def write_hard_links(place: Path, groups: list[list[str]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from runta import ApiError, Runta, RuntimeStatus
 from tests.host.conftest import House
+from tests.host.test_crash import kill_during
 
 COUNT = (
     "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.02; done'"
@@ -140,12 +140,7 @@ def test_killed_during_a_rollback(house: House, runta: Runta, delay: float) -> N
     box.exec("echo old > /root/state")
     checkpoint = box.checkpoints.create(name="ck")
     box.exec("echo new > /root/state")
-    asking = threading.Thread(target=lambda: _ask(house, checkpoint.id))
-    asking.start()
-    time.sleep(delay)
-    house.stop(signal.SIGKILL)
-    asking.join()
-    house.start()
+    kill_during(house, delay, lambda client: client.runtimes.get("box").roll_back(checkpoint.id))
     with house.connect() as client:
         found = client.runtimes.get("box")
         if found.cached_info.status is not RuntimeStatus.RUNNING:
@@ -157,20 +152,7 @@ def test_killed_during_a_rollback(house: House, runta: Runta, delay: float) -> N
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3])
 def test_killed_during_a_fork(house: House, runta: Runta, delay: float) -> None:
     runta.runtimes.create("box")
-
-    def ask() -> None:
-        try:
-            with house.connect() as client:
-                client.runtimes.get("box").fork(3, name="f")
-        except ApiError:
-            pass
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(delay)
-    house.stop(signal.SIGKILL)
-    asking.join()
-    house.start()
+    kill_during(house, delay, lambda client: client.runtimes.get("box").fork(3, name="f"))
     with house.connect() as client:
         assert client.runtimes.get("box").exec("true").exit_code == 0
         assert {str(one.status()) for one in client.runtimes.list()} <= {"running", "error"}
@@ -198,11 +180,3 @@ def test_a_fork_during_a_rollback_is_of_one_state(runta: Runta, house: House, de
     except ApiError as err:
         assert err.status_code in (409, 503), err
     asking.join()
-
-
-def _ask(house: House, checkpoint: str) -> None:
-    try:
-        with house.connect() as client:
-            client.runtimes.get("box").roll_back(checkpoint)
-    except (ApiError, RuntimeError, TimeoutError):
-        pass

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runta.kernel import tree
 from runta.kernel.mappings import UNKNOWN, find_shared_mappings
 from runta.store import capture as store_capture
 from runta.store.capture import Capture, read_previous
@@ -256,7 +257,7 @@ def test_a_symlink_that_becomes_a_file_changes_nothing_on_the_host(
     (tmp_path / "host").write_text("secret")
     (tmp_path / "host").chmod(0o600)
     (upper / "link").symlink_to(tmp_path / "host")
-    real = store_capture.copy_metadata
+    real = tree.copy_metadata
 
     def copy_metadata(*args: Any, **options: Any) -> None:
         (upper / "link").unlink()
@@ -264,11 +265,11 @@ def test_a_symlink_that_becomes_a_file_changes_nothing_on_the_host(
         (upper / "link").chmod(0o777)
         real(*args, **options)
 
-    monkeypatch.setattr(store_capture, "copy_metadata", copy_metadata)
+    monkeypatch.setattr(tree, "copy_metadata", copy_metadata)
     made = make()
     made.prepare()
     assert stat.S_IMODE((tmp_path / "host").stat().st_mode) == 0o600
-    monkeypatch.setattr(store_capture, "copy_metadata", real)
+    monkeypatch.setattr(tree, "copy_metadata", real)
     made.settle()
     assert listing(made.tree) == listing(upper)
 
@@ -277,16 +278,16 @@ def test_a_symlink_that_vanishes_meanwhile_is_not_captured(
     upper: Path, make: Callable[..., Capture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (upper / "lock").symlink_to("pid 5")
-    real = store_capture.copy_metadata
+    real = tree.copy_metadata
 
     def copy_metadata(*args: Any, **options: Any) -> None:
         (upper / "lock").unlink()
         real(*args, **options)
 
-    monkeypatch.setattr(store_capture, "copy_metadata", copy_metadata)
+    monkeypatch.setattr(tree, "copy_metadata", copy_metadata)
     made = make()
     made.prepare()
-    monkeypatch.setattr(store_capture, "copy_metadata", real)
+    monkeypatch.setattr(tree, "copy_metadata", real)
     made.settle()
     assert listing(made.tree) == listing(upper)
 
